@@ -1,0 +1,79 @@
+"""A lock for daemons and jobs with no file behind it: a bound abstract Unix socket.
+
+The kernel drops the name with the process, SIGKILL included, says who holds it, and wakes who waits for it::
+
+    import bindlock
+
+    with bindlock.Lock("backup", timeout=5):
+        ...
+
+Names are loaded when they are first used, so importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bindlock.errors import (
+        AlreadyHeld,
+        BindlockError,
+        CannotLock,
+        CannotSignal,
+        Held,
+        InvalidArgument,
+        Lost,
+        NotHeld,
+        Untrusted,
+    )
+    from bindlock.lock.block import wait
+    from bindlock.lock.holder import Holder, holder
+    from bindlock.lock.instance import single_instance
+    from bindlock.lock.listing import BoundName, locks
+    from bindlock.lock.lock import Lock
+
+__all__ = [
+    "AlreadyHeld",
+    "BindlockError",
+    "BoundName",
+    "CannotLock",
+    "CannotSignal",
+    "Held",
+    "Holder",
+    "InvalidArgument",
+    "Lock",
+    "Lost",
+    "NotHeld",
+    "Untrusted",
+    "holder",
+    "locks",
+    "single_instance",
+    "wait",
+]
+__version__ = "0.1.0"
+
+_WHERE = {
+    "bindlock.errors": (
+        "AlreadyHeld BindlockError CannotLock CannotSignal Held InvalidArgument Lost NotHeld Untrusted".split()
+    ),
+    "bindlock.lock.block": ["wait"],
+    "bindlock.lock.holder": ["Holder", "holder"],
+    "bindlock.lock.instance": ["single_instance"],
+    "bindlock.lock.listing": ["BoundName", "locks"],
+    "bindlock.lock.lock": ["Lock"],
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _WHERE.items():
+        if name in names:
+            import sys
+
+            __import__(module)
+            value: object = getattr(sys.modules[module], name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'bindlock' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

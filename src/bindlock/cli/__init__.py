@@ -1,0 +1,1 @@
+"""What people type: the command, its tables, its exit statuses."""

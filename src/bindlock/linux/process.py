@@ -1,0 +1,128 @@
+"""Processes: naming one without ever meaning another, and telling whether it is on its way out.
+
+The kernel's rules (proc(5), pidfd_open(2); kernel/exit.c and fs/coredump.c, Linux 6.12 and 6.18):
+
+* A PID is used again; a pidfd never changes its process. A PID together with its start time (field 22 of
+  /proc/PID/stat, in clock ticks since boot) is as good as unique: PIDs would have to wrap round within one tick.
+* The descriptors of a killed process go late in `do_exit`: a core dump is written first, then the memory is given
+  back, 60 µs a MiB. Until then it can be recognised: SIGKILL is pending, or the PF_EXITING flag is set, or it says
+  CoreDumping.
+* State Z is no sign: the leader of a process whose other threads live on is a zombie, too, and the lock is held.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from _signal import pidfd_send_signal  # `signal` would import enum
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PF_EXITING = 0x4
+_SIGKILL_BIT = 1 << 8
+_ENDED = (errno.ENOENT, errno.ESRCH)
+#: Bytes of a command line that are looked at: strangers choose its length.
+_COMMAND_BYTES = 64 * 1024
+
+
+def started(pid: int) -> int | None:
+    """The start time of a process in clock ticks since boot, or None when there is no such process to be seen."""
+    stat = _read(f"/proc/{pid}/stat")
+    return None if stat is None else int(_fields(stat)[19])
+
+
+def age(start: int) -> float:
+    """Seconds since a start time in clock ticks since boot, suspended time included."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - start / _TICKS)
+
+
+def command_line(pid: int) -> tuple[str, ...]:
+    """The arguments of a process; its bracketed thread name where it has none; empty when it is gone."""
+    line = _read(f"/proc/{pid}/cmdline", _COMMAND_BYTES)
+    if line is None:
+        return ()
+    arguments = line.rstrip(b"\0")
+    if arguments:
+        return tuple(os.fsdecode(argument) for argument in arguments.split(b"\0"))
+    name = _read(f"/proc/{pid}/comm")
+    return () if name is None else (f"[{os.fsdecode(name.rstrip())}]",)
+
+
+def dying(pid: int) -> bool:
+    """Whether a process that still is there has been killed, and will let go of everything without running again."""
+    if not _thread_dying(f"/proc/{pid}"):
+        return False
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError as error:
+        if error.errno in _ENDED:
+            return True
+        raise
+    return all(_thread_dying(f"/proc/{pid}/task/{thread}") for thread in threads)
+
+
+def with_socket(inode: int) -> list[int]:
+    """The processes that have a socket open, as far as we may look: our own, or all for root. The oldest first."""
+    wanted = f"socket:[{inode}]"
+    return [pid for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))) if wanted in _links(pid)]
+
+
+def open_pidfd(pid: int, start: int) -> int:
+    """A pidfd of just the process with that PID and start time. Raises ProcessLookupError when it is gone."""
+    pidfd = os.pidfd_open(pid)
+    if started(pid) != start:
+        os.close(pidfd)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return pidfd
+
+
+def signal_and_close(pidfd: int, number: int) -> None:
+    """pidfd_send_signal(2), and the pidfd is closed in any case."""
+    try:
+        pidfd_send_signal(pidfd, number)
+    finally:
+        os.close(pidfd)
+
+
+def _links(pid: int) -> set[str]:
+    directory = f"/proc/{pid}/fd"
+    links = set()
+    try:
+        for descriptor in os.listdir(directory):
+            try:
+                links.add(os.readlink(f"{directory}/{descriptor}"))
+            except FileNotFoundError:
+                continue  # closed since
+    except OSError as error:
+        if error.errno not in (*_ENDED, errno.EACCES, errno.EPERM):
+            raise
+    return links
+
+
+def _thread_dying(directory: str) -> bool:
+    stat = _read(f"{directory}/stat")
+    if stat is None or int(_fields(stat)[6]) & _PF_EXITING:
+        return True
+    status = _read(f"{directory}/status") or b""
+    for line in status.splitlines():
+        key, _, value = line.partition(b":")
+        if key in (b"SigPnd", b"ShdPnd") and int(value, 16) & _SIGKILL_BIT:
+            return True
+        if key == b"CoreDumping" and int(value):
+            return True
+    return False
+
+
+def _fields(stat: bytes) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on: the second, the name, may contain anything but its last ``)``."""
+    return stat[stat.rindex(b")") + 2 :].split()
+
+
+def _read(path: str, limit: int = 1 << 16) -> bytes | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(limit) or b""
+    except OSError as error:
+        if error.errno in (*_ENDED, errno.EACCES, errno.EPERM):  # EACCES: /proc mounted with hidepid
+            return None
+        raise

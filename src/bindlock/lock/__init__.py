@@ -1,0 +1,1 @@
+"""Acquire, wait, release; who holds a name; what names there are."""

@@ -1,0 +1,184 @@
+"""Who holds a name: a snapshot for people, and a safe way to signal or await just that holder."""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from bindlock.errors import CannotLock, CannotSignal, Held, os_error, printable
+from bindlock.linux import process
+from bindlock.lock.look import Sighting, ask_listener, look
+from bindlock.names import Name, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Holder:
+    """Who held a name when it was looked at. A frozen value: look again for news.
+
+    Everything a stranger chose (the command line) is raw in here, and escaped by ``str()``.
+    """
+
+    __slots__ = ("_address", "_kind", "_start", "command", "gid", "inode", "name", "pid", "uid", "waiters")
+
+    #: The name, as whoever looked wrote it.
+    name: str
+    #: None when the kernel cannot name the process from here: it is in another PID namespace, its socket is in
+    #: flight, or it is another user's and could not be asked.
+    pid: int | None
+    #: The uid of the process at its `listen()`, else of the process that made the socket.
+    uid: int
+    #: The gid that goes with `uid`, where that is known.
+    gid: int | None
+    #: The arguments of the process, at most 64 KiB of them; empty where they cannot be seen.
+    command: tuple[str, ...]
+    #: The inode of the socket that has the name, 0 where sock_diag(7) cannot be had.
+    inode: int
+    #: How many processes queue for the name.
+    waiters: int
+
+    def __init__(
+        self, name: str, pid: int | None, uid: int, gid: int | None, command: tuple[str, ...], inode: int, waiters: int,
+        _start: int | None, _address: bytes, _kind: int,
+    ) -> None:  # fmt: skip
+        values = (_address, _kind, _start, command, gid, inode, name, pid, uid, waiters)
+        for field, value in zip(self.__slots__, values, strict=True):
+            object.__setattr__(self, field, value)
+
+    @property
+    def started(self) -> float | None:
+        """When the process started, in seconds since the epoch; None where that cannot be seen."""
+        return None if self._start is None else time.time() - process.age(self._start)
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the process started, now; None where that cannot be seen."""
+        return None if self._start is None else process.age(self._start)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to this very process, by pidfd, never to another that got its PID.
+
+        Raises `CannotSignal`: its `errno` is ESRCH when the process is gone, or holds no more and could be found by its
+        socket only; EPERM when it is not ours to signal; EINVAL for no signal's number, or a process outside of our
+        PID namespace.
+        """
+        try:
+            process.signal_and_close(self._pidfd(), number)
+        except OSError as error:
+            code = error.errno or errno.EINVAL
+            raise CannotSignal(f"cannot signal {self}: {os_error(code)}", code) from error
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Sleep until this holder has let go of the name, by release or by death, whoever has it next.
+
+        Raises `Held` after `timeout` seconds (None: never).
+        """
+        from bindlock.lock.block import await_release
+
+        if not await_release(Name(self.name, "", self._address, self._kind), self.inode, timeout):
+            raise Held(self.name, self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that is known, for JSON."""
+        return {
+            "name": self.name,
+            "pid": self.pid,
+            "uid": self.uid,
+            "gid": self.gid,
+            "user": user(self.uid),
+            "started": self.started,
+            "age": self.age,
+            "command": list(self.command),
+            "inode": self.inode,
+            "waiters": self.waiters,
+        }
+
+    def _pidfd(self) -> int:
+        if self.pid is not None and self._start is not None:
+            return process.open_pidfd(self.pid, self._start)
+        return ask_listener(Name(self.name, "", self._address, self._kind), self.inode)
+
+    def __str__(self) -> str:
+        who = f"pid {'unknown' if self.pid is None else self.pid} ({user(self.uid)}"
+        if self.command:
+            who += f", {command_text(self.command)}"
+        age = self.age
+        return f"{who})" + ("" if age is None else f", running for {duration(age)}")
+
+    def __repr__(self) -> str:
+        return f"<Holder of {self.name!r}: {self}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Holder) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash((self.pid, self._start, self.inode))
+
+    def __reduce__(self) -> tuple[type[Holder], tuple[Any, ...]]:
+        fields = (
+            self.name, self.pid, self.uid, self.gid, self.command, self.inode, self.waiters,
+            self._start, self._address, self._kind,
+        )  # fmt: skip
+        return type(self), fields
+
+    def __setattr__(self, field: str, value: object) -> None:
+        raise AttributeError(f"a Holder is a snapshot: {field} cannot be set")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+
+def holder(name: str, *, scope: str = "user") -> Holder | None:
+    """Who holds the name now; None when it is free. Waiting for it is not disturbed by looking.
+
+    Raises `InvalidArgument` for what cannot be a name, `CannotLock` when the kernel cannot be asked.
+    """
+    parsed = parse(name, scope)
+    try:
+        sighting = look(parsed)
+        return None if sighting is None else identify(parsed, sighting)
+    except OSError as error:
+        raise CannotLock(name, error.errno or 0, "looking for its holder") from error
+
+
+def identify(name: Name, sighting: Sighting) -> Holder:
+    """The process behind a sighting: the one that listened, or where that is gone one that has the socket now."""
+    pid = None if sighting.gone else sighting.listener
+    if pid is None and sighting.inode:
+        pid = next(iter(process.with_socket(sighting.inode)), None)
+    return Holder(
+        name.text, pid, sighting.uid, sighting.gid, () if pid is None else process.command_line(pid), sighting.inode,
+        sighting.entry.waiters if sighting.entry else 0,
+        _start=None if pid is None else process.started(pid), _address=name.address, _kind=name.kind,
+    )  # fmt: skip
+
+
+def user(uid: int) -> str:
+    """The name of a user, or ``uid N`` where it has none here."""
+    import pwd
+
+    try:
+        return printable(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return f"uid {uid}"
+
+
+def command_text(command: tuple[str, ...], width: int = 60) -> str:
+    """A command line in one escaped line of at most `width` characters."""
+    text = printable(" ".join(command))
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units of a time.
+
+    >>> duration(0.4), duration(75), duration(11520), duration(864000)
+    ('0s', '1m 15s', '3h 12m', '10d 0h')
+    """
+    rest = int(seconds)
+    for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if rest >= size:
+            return f"{rest // size}{unit} {rest % size // small}{below}"
+    return f"{rest}s"
+

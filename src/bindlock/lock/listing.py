@@ -1,0 +1,81 @@
+"""What names there are in this network namespace."""
+
+from __future__ import annotations
+
+from bindlock.errors import CannotLock
+from bindlock.linux.diag import Diag, Entry
+from bindlock.lock.holder import Holder, identify
+from bindlock.lock.look import drop_dead, look
+from bindlock.names import Name, is_ours, spell
+
+
+class BoundName:
+    """A name that was bound when it was looked for. A snapshot; everything in it is the kernel's word.
+
+    `name` and `scope` spell it so that they mean it again (see `bindlock.names.spell`); `uid` made the socket; `inode` is
+    the socket's; `queued` counts the connections in its queue, those of dead waiters included.
+    """
+
+    __slots__ = ("_entry", "_name")
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._name: Name = spell(entry.address, entry.kind)
+
+    @property
+    def name(self) -> str:
+        """The name as a user would write it."""
+        return self._name.text
+
+    @property
+    def scope(self) -> str:
+        """``user``, ``host`` or ``verbatim``."""
+        return self._name.scope
+
+    @property
+    def address(self) -> bytes:
+        """The kernel's address, with its leading NUL."""
+        return self._entry.address
+
+    @property
+    def uid(self) -> int:
+        """The uid of the process that made the socket."""
+        return self._entry.uid
+
+    @property
+    def inode(self) -> int:
+        """The inode of the socket."""
+        return self._entry.inode
+
+    @property
+    def queued(self) -> int:
+        """Connections in its queue, those of dead waiters included."""
+        return self._entry.queued
+
+    def holder(self) -> Holder | None:
+        """Who has it now; None when it has become free. Costs a look of its own: /proc, and at times a connection."""
+        try:
+            sighting = look(self._name)
+            return None if sighting is None else identify(self._name, sighting)
+        except OSError as error:
+            raise CannotLock(self.name, error.errno or 0, "looking for its holder") from error
+
+    def __repr__(self) -> str:
+        return f"<BoundName {self.name!r} scope={self.scope} uid={self.uid} inode={self.inode}>"
+
+
+def locks(*, every: bool = False) -> list[BoundName]:
+    """Every bindlock lock of this network namespace, of whatever user, sorted by name; or `every` abstract name.
+
+    One dump of sock_diag(7): nobody is disturbed, and 10 000 names take some 30 ms. Raises `CannotLock` where
+    sock_diag is forbidden or missing.
+    """
+    try:
+        with Diag() as diag:
+            entries = diag.bound()
+            drop_dead(diag, entries)
+    except OSError as error:
+        raise CannotLock("the list of names", error.errno or 0, "asking sock_diag") from error
+    return sorted(
+        (BoundName(entry) for entry in entries if every or is_ours(entry.address)), key=lambda bound: bound.name
+    )

@@ -1,0 +1,181 @@
+"""The lock itself: a name, and whether this object has it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from bindlock.linux.abstract import Binding
+from bindlock.names import Name, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal, Self, TypeAlias
+
+    from bindlock.lock.holder import Holder
+
+    Children: TypeAlias = Literal["drop", "share"]
+
+#: "As the constructor said": None means something else, for ever.
+_INHERIT = -1.0
+
+
+class Lock:
+    """Only one at a time, in this network namespace, has a name.
+
+    `name` and `scope` are explained in `bindlock.names`. `timeout` is how many seconds an acquire waits unless it says
+    otherwise; None waits for ever, 0 not at all. `children` says what becomes of the lock in a forked child
+    (`os.fork`, multiprocessing): ``"drop"``: the child has nothing; ``"share"``: the name is held until the last of them
+    has released it or is gone. A child started with subprocess never has it.
+
+    Threads are treated as processes are: any number of them exclude each other, through one Lock object or many. Any
+    thread may release.
+
+    >>> with Lock("doctest-lock", timeout=5) as lock:
+    ...     lock.held, Lock("doctest-lock").try_acquire()
+    (True, False)
+    >>> lock.held
+    False
+
+    Raises `InvalidArgument` for what cannot be a name, scope, time-out or kind of children.
+    """
+
+    __slots__ = ("__weakref__", "_binding", "_name", "timeout")
+
+    _binding: Binding
+
+    def __init__(
+        self, name: str, *, scope: str = "user", timeout: float | None = None, children: Children = "drop"
+    ) -> None:
+        self._name: Name = parse(name, scope)
+        #: Seconds that an acquire waits unless it says otherwise; None: for ever.
+        self.timeout = check_timeout(timeout)
+        if children not in ("drop", "share"):
+            raise _invalid(f"unknown children {children!r}: it is 'drop' or 'share'")
+        self._binding = Binding(self._name.address, self._name.kind, children == "share")
+
+    @property
+    def name(self) -> str:
+        """The name, as written."""
+        return self._name.text
+
+    @property
+    def held(self) -> bool:
+        """Whether this object, in this process, has the name: asked of the kernel, so true of forked children, too."""
+        return self._binding.verify()
+
+    def acquire(self, timeout: float | None = _INHERIT) -> None:
+        """Have the name, or raise; nothing is held then, whatever is raised.
+
+        `timeout` is in seconds, None is for ever, and by default it is the constructor's. Raises
+
+        * `Held` when somebody else has the name and the time is over: its `holder` says who;
+        * `Untrusted` when the scope does not trust the user who has it;
+        * `CannotLock` when it could not be tried: out of descriptors, or forbidden by a policy;
+        * `AlreadyHeld` when this object is held by the calling thread, or when it would wait without end for itself;
+        * `InvalidArgument` for a negative time-out, or NaN.
+
+        Holders that were killed a moment ago are given up to 0.25 s to be gone, whatever the time-out.
+        """
+        self._acquire(timeout, None)
+
+    def try_acquire(self) -> bool:
+        """Have the name, without waiting: whether it worked. Raises as `acquire` does, but for `Held`."""
+        from bindlock.errors import Held
+
+        try:
+            self._acquire(0.0, None)
+        except Held:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let the name go. Raises `NotHeld` when it was not held, `Lost` when other code had closed the descriptor."""
+        binding = self._binding
+        if not binding.bound:
+            from bindlock.errors import NotHeld, printable
+
+            raise NotHeld(f"{printable(self.name)} is not held by this Lock object in this process")
+        try:
+            binding.close()
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            from bindlock.errors import Lost, printable
+
+            raise Lost(
+                f"{printable(self.name)} was lost: other code of this process closed its descriptor, and what the lock "
+                "guarded has been unguarded since; see that closerange() and daemonising come before the lock"
+            ) from error
+
+    def fileno(self) -> int:
+        """The descriptor of the bound socket; -1 when not held."""
+        return self._binding.fileno()
+
+    def __enter__(self) -> Self:
+        self._acquire(_INHERIT, None)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # Not held: released in the block already, or this is a forked child, which has dropped it.
+        if self._binding.bound:
+            self.release()
+
+    def _acquire(self, timeout: float | None, waiting: Callable[[Holder], None] | None) -> None:
+        if timeout is not _INHERIT:
+            check_timeout(timeout)
+        try:
+            self._binding.bind()
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                from bindlock.errors import CannotLock
+
+                raise CannotLock(self.name, error.errno or 0, "binding its name") from error
+        from bindlock.lock import block
+
+        block.acquire(self._name, self._binding, self.timeout if timeout is _INHERIT else timeout, waiting)
+
+    def __del__(self) -> None:
+        # Without __init__ having succeeded there is no binding.
+        binding: Binding | None = getattr(self, "_binding", None)
+        if binding is None or not binding.bound:
+            return
+        if sys.is_finalizing():
+            binding.detach()  # the kernel lets go of it in a moment; modules that a warning needs may be gone
+            return
+        import warnings
+
+        try:
+            warnings.warn(f"{self!r} was dropped without being released", ResourceWarning, source=self, stacklevel=1)
+        finally:  # a warning can be made an exception
+            if binding.verify():
+                binding.close()
+            else:
+                binding.detach()
+
+    def __repr__(self) -> str:
+        state = "held" if self._binding.bound else "not held"
+        return f"<bindlock.Lock {self.name!r} scope={self._name.scope} {state}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A copy, or one sent to another process, is another object that wants the same name: it holds nothing.
+        return _again, (self.name, self._name.scope, self.timeout, self._binding.share)
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """The time-out itself, if it can be one: None, or seconds from 0 to infinity."""
+    if timeout is None or timeout >= 0:
+        return timeout
+    raise _invalid(f"a time-out of {timeout} s makes no sense: give seconds, 0 not to wait, or None to wait for ever")
+
+
+def _again(name: str, scope: str, timeout: float | None, share: bool) -> Lock:
+    return Lock(name, scope="user" if scope == "verbatim" else scope, timeout=timeout, children="share" if share else "drop")
+
+
+def _invalid(message: str) -> Exception:
+    from bindlock.errors import InvalidArgument
+
+    return InvalidArgument(message)

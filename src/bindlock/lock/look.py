@@ -1,0 +1,137 @@
+"""Looking at a name without harm to those who wait for it.
+
+A connection is the quick way to the holder's PID, but it keeps its place in the holder's queue for ever. So sock_diag(7)
+is asked first, which touches nothing; a connection is made only while the queue is under half full; and /proc says the
+rest. And because sock_diag has then just shown the queues of *this* process's locks, too, their dead connections are
+dropped on the way, which costs nothing more.
+
+Three facts are kept apart (they can disagree): who made the socket (sock_diag's uid), who listened (the connection's
+SO_PEERCRED), and who has it open now (/proc).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from bindlock.linux import abstract, process
+from bindlock.linux.diag import Diag, Entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bindlock.names import Name
+
+#: How often a name that changes hands under our eyes is looked at again.
+_TRIES = 5
+#: Refusals of sock_diag itself: seccomp, no kernel module, no netlink.
+_NO_DIAG = frozenset({errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOSYS})
+#: Connect was refused by a rule rather than by the state of the socket: Landlock's scope, AppArmor, SELinux.
+_REFUSALS = frozenset({errno.ECONNREFUSED, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EPROTOTYPE})
+
+
+class Sighting:
+    """What one look saw: the bound socket, and, where it could be asked, who listened on it."""
+
+    __slots__ = ("entry", "gid", "gone", "listener", "uid")
+
+    def __init__(self, entry: Entry | None, peer: abstract.Peer | None) -> None:
+        self.entry = entry
+        #: The PID that listened, or None when it could not be asked or has no number here.
+        self.listener = peer.pid if peer else None
+        #: The uid of the one who listened, else of the one who made the socket.
+        self.uid = peer.uid if peer else entry.uid if entry else 0
+        self.gid = peer.gid if peer else None
+        #: The process that listened is no more.
+        self.gone = peer is not None and peer.gone
+
+    @property
+    def inode(self) -> int:
+        """The socket's inode, 0 where sock_diag cannot be had."""
+        return self.entry.inode if self.entry else 0
+
+    @property
+    def going(self) -> bool:
+        """The holder is dead, or dying: it will let go without doing anything more."""
+        return self.gone or (self.listener is not None and process.dying(self.listener))
+
+
+def look(name: Name) -> Sighting | None:
+    """What is bound to the name; None when nothing is. Raises OSError when the kernel cannot be asked."""
+    try:
+        with Diag() as diag:
+            return _look(diag, name)
+    except OSError as error:
+        if error.errno not in _NO_DIAG:
+            raise
+    return _connect_only(name)
+
+
+def ask_listener(name: Name, inode: int) -> int:
+    """A pidfd of the process that listens on the socket `inode`; close it. Raises ProcessLookupError without one."""
+    peer = _ask_peer(name.address) if name.listens else errno.EPROTOTYPE
+    if not isinstance(peer, int):
+        with Diag() as diag:
+            same = any(e.inode == inode and e.key == name.key for e in diag.bound(frozenset({name.address})))
+        if same and peer.pidfd >= 0:
+            return peer.pidfd
+        peer.close()
+    raise ProcessLookupError(errno.ESRCH, "no process to be found by its socket")
+
+
+def drop_dead(diag: Diag, entries: Iterable[Entry]) -> None:
+    """Drop the dead connections at the front of those queues that belong to locks of this process."""
+    queues = {entry.inode: entry for entry in entries if entry.queued}
+    if not queues:
+        return
+    for binding in abstract.bindings():
+        entry = queues.get(abstract.inode(binding))
+        entry = diag.queues(entry) if entry else None
+        if entry is not None and entry.dead_in_front:
+            abstract.drop_dead(binding, entry.dead_in_front)
+
+
+def _look(diag: Diag, name: Name) -> Sighting | None:
+    wanted = frozenset({name.address, *(binding.address for binding in abstract.bindings())})
+    for _ in range(_TRIES):
+        entries = diag.bound(wanted)
+        drop_dead(diag, entries)
+        entry = next((entry for entry in entries if entry.key == name.key), None)
+        if entry is None:
+            return None
+        peer = _ask_peer(name.address) if entry.roomy else errno.EAGAIN
+        try:
+            # Exclusion makes this a proof: had the name changed hands, the socket seen before would be gone.
+            now = diag.queues(entry)
+            if now is not None:
+                return Sighting(now, None if isinstance(peer, int) else peer)
+        finally:
+            if not isinstance(peer, int):
+                peer.close()
+    return Sighting(entry, None)
+
+
+def _connect_only(name: Name) -> Sighting | None:
+    """The look that is left without sock_diag."""
+    if not name.listens:
+        raise OSError(errno.EOPNOTSUPP, "without sock_diag a datagram socket cannot be looked at")
+    peer = _ask_peer(name.address)
+    if isinstance(peer, int):
+        return None if peer == errno.ECONNREFUSED else Sighting(None, None)
+    try:
+        return Sighting(None, peer)
+    finally:
+        peer.close()
+
+
+def _ask_peer(address: bytes) -> abstract.Peer | int:
+    """Who listens there, by way of a connection (close it), or the errno of the refusal."""
+    connection = abstract.queue(address)
+    if isinstance(connection, int):
+        if connection in _REFUSALS:
+            return connection
+        raise OSError(connection, "connect")
+    try:
+        return abstract.Peer(connection)
+    finally:
+        connection.close()
