@@ -1,0 +1,119 @@
+"""Real processes for the tests: each runs a piece of Python, talks over pipes, and is killed by pid when the test ends.
+
+Nothing here sleeps until something is probably so: `Actor.read` waits for a line, `Actor.wait` for the exit, each with a
+deadline after which the test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+DEADLINE = 30.0
+
+
+class Actor:
+    """One process. Its standard input and output are pipes; `read` and `write` speak lines of them."""
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, **options
+        )  # fmt: skip
+        self.pid = self.process.pid
+        self._rest = b""
+
+    def read(self, deadline: float = DEADLINE) -> str:
+        """The next line of its output; fails the test at the end of the output, or after the deadline."""
+        out = self.process.stdout
+        assert out is not None
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([out], [], [], deadline)
+            assert ready, f"{self.process.args!r} said nothing for {deadline} s"
+            data = os.read(out.fileno(), 65536)
+            assert data, f"{self.process.args!r} ended with status {self.process.wait(deadline)} before it spoke"
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode(errors="surrogateescape")
+
+    def expect(self, line: str) -> None:
+        """Read one line and compare."""
+        assert self.read() == line
+
+    def write(self, line: str = "") -> None:
+        """Send it one line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; it has not been reaped, so the PID is its own."""
+        self.process.send_signal(number)
+
+    def kill(self) -> int:
+        """SIGKILL it and reap it."""
+        self.process.kill()
+        return self.wait()
+
+    def wait(self, deadline: float = DEADLINE) -> int:
+        """Wait for its exit: the status, negative for a signal."""
+        return self.process.wait(deadline)
+
+    def close(self) -> None:
+        """Kill it if it lives, reap it, close the pipes."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait(DEADLINE)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+class Cast:
+    """All processes of a test."""
+
+    def __init__(self) -> None:
+        self._actors: list[Actor] = []
+
+    def start(self, *command: str, **options: Any) -> Actor:
+        """Run a command."""
+        actor = Actor(command, **options)
+        self._actors.append(actor)
+        return actor
+
+    def python(self, code: str, *arguments: str, **options: Any) -> Actor:
+        """Run Python code; its `sys.argv[1:]` are `arguments`."""
+        return self.start(sys.executable, "-c", code, *arguments, **options)
+
+    def holder(self, name: str, **options: Any) -> Actor:
+        """A process that holds `name` until it is killed, or is sent a line: then it releases and exits."""
+        actor = self.python(HOLD, name, **options)
+        actor.expect("held")
+        return actor
+
+    def __enter__(self) -> Cast:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for actor in reversed(self._actors):
+            actor.close()
+
+
+HOLD = """
+import sys, bindlock
+with bindlock.Lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def bindlock_command() -> str:
+    """The installed command, beside the interpreter that runs the tests."""
+    return os.path.join(os.path.dirname(sys.executable), "bindlock")
