@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find src scripts docs/bindlock.1 -type f -not -name '*.pyc' 2>/dev/null)
+SOURCES := hatch_build.py $(shell find src scripts docs/bindlock.1 -type f -not -name "*.pyc" 2>/dev/null)
 
 .PHONY: demo test stress check bench docs clean
 .DELETE_ON_ERROR:

@@ -10,8 +10,6 @@ The kernel drops the name with the process, SIGKILL included, says who holds it,
 Names are loaded when they are first used, so importing the package costs next to nothing.
 """
 
-from __future__ import annotations
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bindlock.errors import (

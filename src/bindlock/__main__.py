@@ -1,5 +1,10 @@
-"""``python -m bindlock``: the command, for where scripts/bindlock is not on the PATH."""
+"""``python -m bindlock``; and run as a file by scripts/bindlock, with -I -S, where there is no amalgam to be run."""
 
-from bindlock.cli.entry import main
+import sys
 
-main()
+if not __package__:
+    sys.path.append(__file__[: -len("/bindlock/__main__.py")])
+
+from bindlock.cli.run import main
+
+sys.exit(main(sys.argv[1:]))

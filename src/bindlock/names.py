@@ -18,10 +18,8 @@ each other: a C program that binds ``sizeof(struct sockaddr_un)`` is met by ``pa
 Shared by name means shared by *network namespace*: every abstract address lives in one, whatever the scope.
 """
 
-from __future__ import annotations
-
 # The names of `os` and `socket` come from the modules beneath them: `bindlock run` loads this module before anything
-# else, and `os` alone would cost it a tenth of its start-up time.
+# else, and `os` alone would cost it a tenth of its start-up time. (And ``from __future__`` is an import, too.)
 from posix import environ, geteuid
 
 from _socket import SOCK_DGRAM, SOCK_STREAM

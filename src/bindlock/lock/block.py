@@ -11,7 +11,8 @@ import time
 from _thread import get_ident
 
 from bindlock.errors import AlreadyHeld, CannotLock, Held, Untrusted, printable
-from bindlock.linux import abstract
+from bindlock.linux.binding import Binding, bindings
+from bindlock.linux.queue import hung_up, peer_uid, queue
 from bindlock.lock.decide import ACQUIRE, ENDS, WAIT, Decision
 from bindlock.lock.holder import Holder, identify
 from bindlock.lock.look import Sighting, look
@@ -36,8 +37,8 @@ class Blocking:
     """One wait, carried out by the calling thread."""
 
     def __init__(
-        self, name: Name, binding: abstract.Binding | None, inode: int = 0,
-        waiting: Callable[[Holder], None] | None = None,
+        self, name: Name, binding: Binding | None, inode: int = 0,
+        waiting: Callable[[Holder], object] | None = None,
     ) -> None:  # fmt: skip
         self._name = name
         self._binding = binding
@@ -93,10 +94,10 @@ class Blocking:
             holder = self.holder()
             if holder is not None:
                 tell(holder)
-        place = abstract.queue(self._name.address) if self._name.listens else errno.EPROTOTYPE
+        place = queue(self._name.address) if self._name.listens else errno.EPROTOTYPE
         if not isinstance(place, int):
             self._place = place
-            return "queued" if self._name.trusts(abstract.peer_uid(place)) else self._stranger()
+            return "queued" if self._name.trusts(peer_uid(place)) else self._stranger()
         if place not in _UNQUEUED:
             raise OSError(place, "connect")
         self._sighting = look(self._name)
@@ -114,7 +115,7 @@ class Blocking:
     def _sleep_in_queue(self, decision: Decision) -> Event:
         assert self._place is not None
         seconds = decision.until - time.monotonic()
-        return "hang-up" if abstract.hung_up(self._place, None if seconds == _FOREVER else max(0.0, seconds)) else "time"
+        return "hang-up" if hung_up(self._place, None if seconds == _FOREVER else max(0.0, seconds)) else "time"
 
     def _pause(self, decision: Decision) -> Event:
         self._leave_queue()
@@ -137,7 +138,7 @@ class Blocking:
 
 
 def acquire(
-    name: Name, binding: abstract.Binding, timeout: float | None, waiting: Callable[[Holder], None] | None = None
+    name: Name, binding: Binding, timeout: float | None, waiting: Callable[[Holder], object] | None = None
 ) -> None:
     """Bind `binding`, waiting for the name up to `timeout` seconds.
 
@@ -145,7 +146,7 @@ def acquire(
     `AlreadyHeld` when the calling thread would wait for itself.
     """
     thread = get_ident()
-    for own in abstract.bindings():
+    for own in bindings():
         if own.thread == thread and (own is binding or (timeout is None and own.key == name.key)):
             raise AlreadyHeld(
                 f"{printable(name.text)} is already held by this thread"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 
-from bindlock.linux.abstract import Binding
+from bindlock.linux.binding import Binding
 from bindlock.names import Name, parse
 
 TYPE_CHECKING = False
@@ -65,10 +65,13 @@ class Lock:
         """Whether this object, in this process, has the name: asked of the kernel, so true of forked children, too."""
         return self._binding.verify()
 
-    def acquire(self, timeout: float | None = _INHERIT) -> None:
+    def acquire(
+        self, timeout: float | None = _INHERIT, *, waiting: Callable[[Holder], object] | None = None
+    ) -> None:
         """Have the name, or raise; nothing is held then, whatever is raised.
 
-        `timeout` is in seconds, None is for ever, and by default it is the constructor's. Raises
+        `timeout` is in seconds, None is for ever, and by default it is the constructor's. `waiting` is called once,
+        with whoever is in the way, if there is somebody to wait for. Raises
 
         * `Held` when somebody else has the name and the time is over: its `holder` says who;
         * `Untrusted` when the scope does not trust the user who has it;
@@ -78,14 +81,26 @@ class Lock:
 
         Holders that were killed a moment ago are given up to 0.25 s to be gone, whatever the time-out.
         """
-        self._acquire(timeout, None)
+        if timeout is not _INHERIT:
+            check_timeout(timeout)
+        try:
+            self._binding.bind()
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                from bindlock.errors import CannotLock
+
+                raise CannotLock(self.name, error.errno or 0, "binding its name") from error
+        from bindlock.lock import block
+
+        block.acquire(self._name, self._binding, self.timeout if timeout is _INHERIT else timeout, waiting)
 
     def try_acquire(self) -> bool:
         """Have the name, without waiting: whether it worked. Raises as `acquire` does, but for `Held`."""
         from bindlock.errors import Held
 
         try:
-            self._acquire(0.0, None)
+            self.acquire(0.0)
         except Held:
             return False
         return True
@@ -114,28 +129,13 @@ class Lock:
         return self._binding.fileno()
 
     def __enter__(self) -> Self:
-        self._acquire(_INHERIT, None)
+        self.acquire()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         # Not held: released in the block already, or this is a forked child, which has dropped it.
         if self._binding.bound:
             self.release()
-
-    def _acquire(self, timeout: float | None, waiting: Callable[[Holder], None] | None) -> None:
-        if timeout is not _INHERIT:
-            check_timeout(timeout)
-        try:
-            self._binding.bind()
-            return
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                from bindlock.errors import CannotLock
-
-                raise CannotLock(self.name, error.errno or 0, "binding its name") from error
-        from bindlock.lock import block
-
-        block.acquire(self._name, self._binding, self.timeout if timeout is _INHERIT else timeout, waiting)
 
     def __del__(self) -> None:
         # Without __init__ having succeeded there is no binding.

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import errno
 
-from bindlock.linux import abstract, process
+from bindlock.linux import process
+from bindlock.linux.binding import bindings
 from bindlock.linux.diag import Diag, Entry
+from bindlock.linux.queue import Peer, queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Sighting:
 
     __slots__ = ("entry", "gid", "gone", "listener", "uid")
 
-    def __init__(self, entry: Entry | None, peer: abstract.Peer | None) -> None:
+    def __init__(self, entry: Entry | None, peer: Peer | None) -> None:
         self.entry = entry
         #: The PID that listened, or None when it could not be asked or has no number here.
         self.listener = peer.pid if peer else None
@@ -84,15 +86,15 @@ def drop_dead(diag: Diag, entries: Iterable[Entry]) -> None:
     queues = {entry.inode: entry for entry in entries if entry.queued}
     if not queues:
         return
-    for binding in abstract.bindings():
-        entry = queues.get(abstract.inode(binding))
+    for binding in bindings():
+        entry = queues.get(binding.inode())
         entry = diag.queues(entry) if entry else None
         if entry is not None and entry.dead_in_front:
-            abstract.drop_dead(binding, entry.dead_in_front)
+            binding.drop_dead(entry.dead_in_front)
 
 
 def _look(diag: Diag, name: Name) -> Sighting | None:
-    wanted = frozenset({name.address, *(binding.address for binding in abstract.bindings())})
+    wanted = frozenset({name.address, *(binding.address for binding in bindings())})
     for _ in range(_TRIES):
         entries = diag.bound(wanted)
         drop_dead(diag, entries)
@@ -124,14 +126,14 @@ def _connect_only(name: Name) -> Sighting | None:
         peer.close()
 
 
-def _ask_peer(address: bytes) -> abstract.Peer | int:
+def _ask_peer(address: bytes) -> Peer | int:
     """Who listens there, by way of a connection (close it), or the errno of the refusal."""
-    connection = abstract.queue(address)
+    connection = queue(address)
     if isinstance(connection, int):
         if connection in _REFUSALS:
             return connection
         raise OSError(connection, "connect")
     try:
-        return abstract.Peer(connection)
+        return Peer(connection)
     finally:
         connection.close()

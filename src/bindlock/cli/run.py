@@ -1,0 +1,141 @@
+"""``bindlock run``: have the lock, then become the command.
+
+This is what bindlock is compared with flock(1) by, so its usual spellings are understood here without any library, and an
+uncontended lock is had without loading more than the socket itself; all else is left to others: unusual or wrong
+options to click (`bindlock.cli.commands`), a name that is taken to `bindlock.cli.contended`.
+"""
+
+import sys
+
+from bindlock.linux.become import become, die_of_interrupts
+from bindlock.linux.binding import Binding
+from bindlock.names import parse
+
+CONFLICT, NOT_EXECUTABLE, NOT_FOUND = 75, 126, 127
+
+#: The options and their spellings, those of flock(1) first; and whether they take a value.
+OPTIONS = {
+    "nonblock": (("-n", "--nb", "--nonblock"), False),
+    "wait": (("-w", "--wait", "--timeout"), True),
+    "conflict": (("-E", "--conflict-exit-code"), True),
+    "shell": (("-c", "--command"), True),
+    "scope": (("--scope",), True),
+    "quiet": (("-q", "--quiet"), False),
+    "verbose": (("--verbose",), False),
+}
+
+
+class Plan:
+    """What a command line of ``bindlock run`` asks for. Raises ValueError, with the reason, when that is nothing."""
+
+    __slots__ = ("command", "conflict", "name", "quiet", "scope", "timeout", "verbose")
+
+    def __init__(
+        self, operands: list[str], *, nonblock: bool = False, wait: float | None = None, conflict: int = CONFLICT,
+        shell: str | None = None, scope: str = "user", quiet: bool = False, verbose: bool = False,
+    ) -> None:  # fmt: skip
+        if not operands:
+            raise ValueError("no name given")
+        self.name, *rest = operands
+        if shell is None and rest and rest[0] in OPTIONS["shell"][0]:
+            # flock(1)'s other order: the name, then -c and one string.
+            if len(rest) != 2:
+                raise ValueError(f"{rest[0]} takes exactly one string")
+            shell, rest = rest[1], []
+        if rest[:1] == ["--"]:
+            del rest[0]
+        if shell is None and not rest:
+            raise ValueError("no command given")
+        if shell is not None and rest:
+            raise ValueError(f"either a string for the shell or a command, not both: {rest[0]!r}")
+        self.command = rest if shell is None else [_shell(), "-c", shell]
+        self.timeout = 0.0 if nonblock else wait
+        self.conflict = conflict
+        self.scope = scope
+        self.quiet = quiet
+        self.verbose = verbose
+
+    def carry_out(self) -> int:
+        """Become the command; the exit status when that cannot be."""
+        die_of_interrupts()
+        # The first row of the table in `bindlock.lock.decide`, and where it ends nearly always: free, so take it.
+        try:
+            name = parse(self.name, self.scope)
+            binding = Binding(name.address, name.kind, False)
+            if self.verbose:
+                raise OSError  # it tells how long it took
+            binding.bind()
+        except (OSError, ValueError):
+            from bindlock.cli.contended import acquire
+
+            taken = acquire(self)
+            if isinstance(taken, int):
+                return taken
+            binding = taken
+        try:
+            become(self.command, binding.detach(), {b"BINDLOCK_NAME": self.name.encode()})
+        except (OSError, ValueError) as error:  # ValueError: a NUL within an argument
+            from bindlock.cli.contended import explain_failure
+
+            return explain_failure(self, error)
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out the command line after the word ``bindlock``; the exit status."""
+    if arguments[:1] == ["run"]:
+        plan = scan(arguments[1:])
+        if plan is not None:
+            return plan.carry_out()
+    if sys.flags.no_site:
+        import site
+
+        site.main()  # scripts/bindlock starts us with -S; click is in site-packages
+    from bindlock.cli.commands import main as click_main
+
+    return click_main(arguments)
+
+
+def scan(arguments: list[str]) -> Plan | None:
+    """The plan, for options written one by one and in full; None for anything else, or anything wrong: click's to say."""
+    options: dict[str, object] = {}
+    rest = list(arguments)
+    try:
+        while rest and rest[0].startswith("-"):
+            option = rest.pop(0)
+            if option == "--":
+                break
+            for key, (spellings, valued) in OPTIONS.items():
+                if option in spellings:
+                    options[key] = _VALUES.get(key, str)(rest.pop(0)) if valued else True
+                    break
+            else:
+                return None
+        return Plan(rest, **options)  # type: ignore[arg-type]
+    except (IndexError, ValueError):
+        return None
+
+
+def seconds(text: str) -> float:
+    """A time-out: seconds, with a fraction if need be. Raises ValueError for less than none, or not a number."""
+    value = float(text)
+    if not value >= 0:
+        raise ValueError(f"{text} is no time-out: give seconds, 0 or more")
+    return value
+
+
+def status(text: str) -> int:
+    """An exit status. Raises ValueError for anything but 0 to 255."""
+    value = int(text)
+    if not 0 <= value <= 255:
+        raise ValueError(f"{text} is no exit status: it is from 0 to 255")
+    return value
+
+
+_VALUES = {"wait": seconds, "conflict": status}
+
+
+def _shell() -> str:
+    from posix import environ
+
+    return environ.get(b"SHELL", b"").decode("utf-8", "surrogateescape") or "/bin/sh"
+

@@ -1,0 +1,73 @@
+"""Becoming a command: execve(2), with nothing of this interpreter left in what the command inherits.
+
+What CPython changes at its start, and is undone here: SIGPIPE and SIGXFSZ are ignored (`_PySignal_Init`), which exec would
+pass on; and in the C locale LC_CTYPE is set (PEP 538), which the command would take for its user's wish.
+"""
+
+from posix import dup, environ, execve, set_inheritable  # not os: see `bindlock.names`
+from _signal import SIG_DFL, SIGINT, SIGPIPE, SIGXFSZ, default_int_handler, getsignal, signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_COERCED = (b"C.UTF-8", b"C.utf8", b"UTF-8")  # PEP 538's choices
+_NO_PATH = b"/bin:/usr/bin"  # what execvp(3) searches without PATH
+
+
+def die_of_interrupts() -> None:
+    """Let Ctrl-C end this process as any other, by the signal, rather than raise KeyboardInterrupt."""
+    if getsignal(SIGINT) is default_int_handler:  # and not ignored, as under nohup or in the background of a script
+        signal(SIGINT, SIG_DFL)
+
+
+def become(command: list[str], descriptor: int, variables: dict[bytes, bytes]) -> "NoReturn":
+    """Execute `command`, found as execvp(3) does, in this process; it inherits `descriptor` under the number that the
+    variable BINDLOCK_FD tells.
+
+    Raises OSError when it cannot be executed: ENOENT or ENOTDIR when it was not found.
+    """
+    while descriptor < 3:  # standard streams were closed: the command would read or write the lock for them
+        descriptor = dup(descriptor)
+    set_inheritable(descriptor, True)
+    signal(SIGPIPE, SIG_DFL)
+    signal(SIGXFSZ, SIG_DFL)
+    environment = {**environ, **variables, b"BINDLOCK_FD": str(descriptor).encode()}
+    if environment.get(b"LC_CTYPE") in _COERCED and not _was_given(b"LC_CTYPE="):
+        del environment[b"LC_CTYPE"]
+    failure: OSError | None = None
+    for path in _candidates(command[0]):
+        try:
+            _execute(path, command, environment)
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            # As a shell does: "permission denied" for one that is there says more than "not found" for the last.
+            if not isinstance(failure, PermissionError):
+                failure = error
+    assert failure is not None
+    raise failure
+
+
+def _candidates(program: str) -> list[str]:
+    if "/" in program or not program:
+        return [program]
+    path = environ.get(b"PATH", _NO_PATH).decode("utf-8", "surrogateescape")
+    return [f"{directory or '.'}/{program}" for directory in path.split(":")]
+
+
+def _execute(path: str, command: list[str], environment: dict[bytes, bytes]) -> "NoReturn":
+    try:
+        execve(path, command, environment)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        from errno import ENOEXEC
+
+        if error.errno != ENOEXEC:
+            raise
+        # A script without "#!": execvp(3) has the shell read it, and so has flock(1).
+        execve("/bin/sh", ["sh", path, *command[1:]], environment)
+
+
+def _was_given(variable: bytes) -> bool:
+    with open("/proc/self/environ", "rb") as given:  # as it was at this process's own exec
+        return any(entry.startswith(variable) for entry in given.read().split(b"\0"))

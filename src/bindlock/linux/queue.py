@@ -1,0 +1,109 @@
+"""Queueing behind the holder of an abstract address, and asking who that is.
+
+The kernel's rules (unix(7); net/unix/af_unix.c, Linux 6.12 and 6.18):
+
+* A connection to a listening socket is queued without the listener running any code. When the listener goes, every
+  queued connection is hung up, and the name is free *before* that wake-up. (Not so for accepted connections: the
+  holder's descriptors are closed one after the other. So waiters are never accepted.)
+* The queue takes backlog + 1 connections. One that is closed keeps its place until somebody accepts it.
+* The credentials of a connection are those of the last listen(2), whoever has the socket by now.
+"""
+
+from __future__ import annotations
+
+import errno
+from posix import close, pidfd_open
+from select import POLLIN, poll
+from sys import byteorder
+
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
+
+from bindlock.linux.binding import FLAGS
+
+_SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
+
+
+def queue(address: bytes) -> socket | int:
+    """Take a place in the queue of whoever listens at `address`: the connection, or the errno of the refusal.
+
+    ECONNREFUSED: nobody listens, so the name is free, or bound only. EAGAIN: the queue is full. EPERM, EACCES: a
+    security policy (Landlock's scope, AppArmor, SELinux). EPROTOTYPE: bound with another socket type.
+    """
+    connection = socket(AF_UNIX, SOCK_STREAM | FLAGS)
+    refusal: int = connection.connect_ex(address)
+    if not refusal:
+        return connection
+    connection.close()
+    return refusal
+
+
+def peer_uid(connection: socket) -> int:
+    """The uid of whoever listens at the other end, as it was at its listen(2) (SO_PEERCRED, unix(7))."""
+    return _credentials(connection)[1]
+
+
+def _credentials(connection: socket) -> tuple[int, int, int]:
+    packed = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
+    pid, uid, gid = (int.from_bytes(packed[i : i + 4], byteorder) for i in (0, 4, 8))
+    return pid, uid, gid
+
+
+class Peer:
+    """Who listened at an address, as the kernel wrote it down for one connection (SO_PEERCRED, unix(7)).
+
+    pid is None when the process has no number in our PID namespace. `pidfd` is -1 where none can be had; otherwise
+    close it with `close`.
+    """
+
+    __slots__ = ("gid", "gone", "pid", "pidfd", "uid")
+
+    def __init__(self, connection: socket) -> None:
+        self.pidfd = -1
+        pid, self.uid, self.gid = _credentials(connection)
+        self.pid: int | None = pid or None
+        #: The kernel says that this process is no more.
+        self.gone = False
+        try:
+            self.pidfd = connection.getsockopt(SOL_SOCKET, _SO_PEERPIDFD)
+        except OSError as error:
+            # Linux 6.12 and before refuse a process that has been reaped; before 6.5 there is no such option.
+            if error.errno in (errno.EINVAL, errno.ESRCH):
+                self.gone = True
+            elif error.errno != errno.ENOPROTOOPT:
+                raise
+        if self.pidfd < 0 and not self.gone and self.pid is not None:
+            try:
+                self.pidfd = pidfd_open(self.pid)
+            except ProcessLookupError:
+                self.gone = True
+        if self.pidfd >= 0:
+            self.gone = exited(self.pidfd, 0)
+
+    def close(self) -> None:
+        """Close the pidfd."""
+        descriptor, self.pidfd = self.pidfd, -1
+        if descriptor >= 0:
+            close(descriptor)
+
+
+def hung_up(connection: socket, seconds: float | None) -> bool:
+    """Sleep until the holder that `connection` is queued at is gone: True; or for `seconds`: False.
+
+    No event but the hang-up is asked for (POLLHUP and POLLERR cannot be declined), so nothing that a stranger sends
+    wakes us.
+    """
+    return _poll(connection.fileno(), 0, seconds)
+
+
+def exited(pidfd: int, seconds: float | None) -> bool:
+    """Sleep until the process of `pidfd` has exited, all its threads included: True; or for `seconds`: False."""
+    return _poll(pidfd, POLLIN, seconds)
+
+
+def _poll(descriptor: int, events: int, seconds: float | None) -> bool:
+    poller = poll()
+    poller.register(descriptor, events)
+    # poll(2) takes a C int of milliseconds, 24 days at most: the caller asks again. It is rounded up, so that it does
+    # not come back just before the deadline; and goes on after a signal whose handler returns (PEP 475).
+    milliseconds = None if seconds is None else min(int(seconds * 1000) + (seconds > 0), 2**31 - 1)
+    return bool(poller.poll(milliseconds))
