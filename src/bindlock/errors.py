@@ -109,8 +109,8 @@ class CannotLock(BindlockError, OSError):
             _errno.ENFILE: "the whole machine is out of descriptors (sysctl fs.file-max)",
             _errno.EAFNOSUPPORT: "Unix sockets are switched off here (seccomp, RestrictAddressFamilies=)",
         }.get(code, "a security policy (seccomp, AppArmor, SELinux) may be in the way" if code in _POLICY else "")
-        return (
-            f"cannot lock {printable(self.name)}: {self.action}: {os_error(code)}" + (f"; {advice}" if advice else "")
+        return f"cannot lock {printable(self.name)}: {self.action}: {os_error(code)}" + (
+            f"; {advice}" if advice else ""
         )
 
     def __reduce__(self) -> tuple[type[CannotLock], tuple[str, int, str]]:

@@ -117,17 +117,20 @@ def scan(arguments: list[str]) -> Plan | None:
 
 def seconds(text: str) -> float:
     """A time-out: seconds, with a fraction if need be. Raises ValueError for less than none, or not a number."""
-    value = float(text)
-    if not value >= 0:
-        raise ValueError(f"{text} is no time-out: give seconds, 0 or more")
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:  # NaN is not
+        raise ValueError(f"{text!r} is no time-out: give seconds, 0 or more")
     return value
 
 
 def status(text: str) -> int:
     """An exit status. Raises ValueError for anything but 0 to 255."""
-    value = int(text)
+    value = int(text) if text.isdecimal() else -1
     if not 0 <= value <= 255:
-        raise ValueError(f"{text} is no exit status: it is from 0 to 255")
+        raise ValueError(f"{text!r} is no exit status: it is from 0 to 255")
     return value
 
 
@@ -138,4 +141,3 @@ def _shell() -> str:
     from posix import environ
 
     return environ.get(b"SHELL", b"").decode("utf-8", "surrogateescape") or "/bin/sh"
-

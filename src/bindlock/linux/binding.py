@@ -136,7 +136,9 @@ class Binding:
 
 def bindings() -> list[Binding]:
     """The names that this process has now."""
-    return [binding for own, binding in list(_open.items()) if binding._socket is own and _is_still(own, binding.address)]
+    return [
+        binding for own, binding in list(_open.items()) if binding._socket is own and _is_still(own, binding.address)
+    ]
 
 
 def _in_child() -> None:

@@ -133,7 +133,12 @@ class Diag:
         return same[0] if same else None
 
     def _ask(
-        self, states: int, show: int, inode: int = 0, cookie: tuple[int, int] = (0, 0), only: frozenset[bytes] | None = None
+        self,
+        states: int,
+        show: int,
+        inode: int = 0,
+        cookie: tuple[int, int] = (0, 0),
+        only: frozenset[bytes] | None = None,
     ) -> Iterator[Entry]:
         self._sequence += 1
         flags = _NLM_F_REQUEST if inode else _NLM_F_REQUEST | _NLM_F_DUMP

@@ -150,8 +150,11 @@ def acquire(
         if own.thread == thread and (own is binding or (timeout is None and own.key == name.key)):
             raise AlreadyHeld(
                 f"{printable(name.text)} is already held by this thread"
-                + (f", by this very object; release it first" if own is binding else
-                   " through another Lock object, so that waiting without a time-out could never end")
+                + (
+                    f", by this very object; release it first"
+                    if own is binding
+                    else " through another Lock object, so that waiting without a time-out could never end"
+                )
             )
     wait = Blocking(name, binding, waiting=waiting)
     try:

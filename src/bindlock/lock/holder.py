@@ -181,4 +181,3 @@ def duration(seconds: float) -> str:
         if rest >= size:
             return f"{rest // size}{unit} {rest % size // small}{below}"
     return f"{rest}s"
-

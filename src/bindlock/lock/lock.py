@@ -65,9 +65,7 @@ class Lock:
         """Whether this object, in this process, has the name: asked of the kernel, so true of forked children, too."""
         return self._binding.verify()
 
-    def acquire(
-        self, timeout: float | None = _INHERIT, *, waiting: Callable[[Holder], object] | None = None
-    ) -> None:
+    def acquire(self, timeout: float | None = _INHERIT, *, waiting: Callable[[Holder], object] | None = None) -> None:
         """Have the name, or raise; nothing is held then, whatever is raised.
 
         `timeout` is in seconds, None is for ever, and by default it is the constructor's. `waiting` is called once,
@@ -172,7 +170,9 @@ def check_timeout(timeout: float | None) -> float | None:
 
 
 def _again(name: str, scope: str, timeout: float | None, share: bool) -> Lock:
-    return Lock(name, scope="user" if scope == "verbatim" else scope, timeout=timeout, children="share" if share else "drop")
+    return Lock(
+        name, scope="user" if scope == "verbatim" else scope, timeout=timeout, children="share" if share else "drop"
+    )
 
 
 def _invalid(message: str) -> Exception:

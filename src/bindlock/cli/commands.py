@@ -1,0 +1,327 @@
+"""All commands, by click: their options, help, completion, and what they exit with."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import bindlock
+from bindlock.cli import run as run_module
+from bindlock.cli.contended import say
+from bindlock.errors import BindlockError, Held, printable
+from bindlock.linux.become import die_of_interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.shell_completion import CompletionItem
+
+    from bindlock.lock.holder import Holder
+
+NOT_HELD = 3  # LSB: "program is not running"
+USAGE_ERROR = 64
+INTERRUPTED = 130
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out a command line; the exit status."""
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names are UTF-8, whatever the terminal can show
+    try:
+        status = cli.main(arguments, prog_name="bindlock", standalone_mode=False, complete_var="_BINDLOCK_COMPLETE")
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USAGE_ERROR
+    except click.ClickException as error:
+        error.show()
+        return USAGE_ERROR
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except BindlockError as error:
+        say(error.summary if isinstance(error, Held) else str(error))
+        return error.exit_status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: nothing to say at exit, either
+        return 141  # as if SIGPIPE had ended us
+
+
+class Number(click.ParamType):
+    """A number as `bindlock.cli.run` understands it."""
+
+    def __init__(self, name: str, convert: Callable[[str], float]) -> None:
+        self.name = name
+        self._convert = convert
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        try:
+            return self._convert(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SECONDS = Number("seconds", run_module.seconds)
+STATUS = Number("status", run_module.status)
+
+
+class Signal(click.ParamType):
+    """A signal, by number or name, with or without SIG."""
+
+    name = "signal"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Its number."""
+        import signal
+
+        text = str(value).upper()
+        if text.isdigit() and 0 < int(text) < signal.NSIG:
+            return int(text)
+        try:
+            return int(signal.Signals["SIG" + text.removeprefix("SIG")])
+        except KeyError:
+            self.fail(f"{value!r} is no signal: give one as TERM, SIGTERM or 15", param, ctx)
+
+
+def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    scope = ctx.params.get("scope", "user")
+    wanted = incomplete.startswith(("@", "padded:", "datagram:"))
+    return [
+        CompletionItem(bound.name)
+        for bound in bindlock.locks(every=wanted)
+        if bound.name.startswith(incomplete) and bound.name.isprintable() and (wanted or bound.scope == scope)
+    ]
+
+
+def _scope(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--scope", type=click.Choice(["user", "host"]), default="user", show_default=True,
+        help="Shared by your processes, or by every user of the host.",
+    )(function)  # fmt: skip
+
+
+def _name(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.argument("name", shell_complete=_complete_names)(_scope(function))
+
+
+def _json(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def _no_traceback_on_interrupt(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def interruptible(*args: Any, **kwargs: Any) -> Any:
+        die_of_interrupts()
+        return function(*args, **kwargs)
+
+    return interruptible
+
+
+@click.group(
+    context_settings=_CONTEXT,
+    epilog="""\b
+Examples:
+  bindlock run backup -- ./backup.sh      wait for the lock, then run
+  bindlock run -n backup -- ./backup.sh   run, or exit with 75 at once
+  bindlock status backup                  who has it, and since when
+  bindlock stop backup                    end the holder; returns when free
+
+Exit status: the command's own; 3 not held (status, signal); 64 usage; 69 cannot lock
+here; 71 system error; 75 held by another; 77 by a stranger; 126, 127 as a shell.""",
+)
+@click.version_option(bindlock.__version__, prog_name="bindlock")
+def cli() -> None:
+    """Let only one of these run: a lock that the kernel drops with its process.
+
+    A NAME is yours alone (--scope user), shared by all users (--scope host), or, written @name, the abstract socket of
+    any other program.
+    """
+
+
+@cli.command(
+    "run",
+    context_settings={"allow_interspersed_args": False},
+    epilog="""\b
+Examples:
+  bindlock run backup -- ./backup.sh --full
+  bindlock run -w 2.5 backup -c 'make && make install'
+  * * * * *  bindlock run -nq mirror -- rsync -a …    (crontab)
+
+The command inherits the lock (BINDLOCK_NAME, BINDLOCK_FD): the name is held until it, and whatever it
+leaves running with its descriptors, is gone. Exit status: the command's; 75 when held by another.""",
+)
+@click.option("-n", "--nb", "--nonblock", "nonblock", is_flag=True, help="Do not wait.")
+@click.option("-w", "--wait", "--timeout", "wait", type=SECONDS, help="Wait at most so long.")
+@click.option(
+    "-E", "--conflict-exit-code", "conflict", type=STATUS, default=run_module.CONFLICT,
+    show_default=True, help="Status when held.",
+)  # fmt: skip
+@click.option("-c", "--command", "shell", metavar="STRING", help="Have $SHELL run STRING; also after NAME.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not say who is in the way.")
+@click.option("--verbose", is_flag=True, help="Say how long it took, and what is run.")
+@_scope
+@click.argument("name", shell_complete=_complete_names)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(name: str, command: tuple[str, ...], **options: Any) -> int:
+    """Have the lock NAME, then become COMMAND."""
+    try:
+        plan = run_module.Plan([name, *command], **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return plan.carry_out()
+
+
+@cli.command(epilog="Exit status: 0 held, 3 free.")
+@_name
+@_json
+def status(name: str, scope: str, as_json: bool) -> int:
+    """Say who has the lock NAME."""
+    holder = bindlock.holder(name, scope=scope)
+    if as_json:
+        click.echo(json.dumps({"name": name, "scope": scope, "held": holder is not None} | _fields(holder)))
+    elif holder is None:
+        click.echo(f"{printable(name)} is free")
+    else:
+        waiting = f"; {holder.waiters} waiting" if holder.waiters else ""
+        click.echo(f"{printable(name)} is held by {holder}{waiting}")
+    return 0 if holder else NOT_HELD
+
+
+@cli.command(
+    "list",
+    epilog="""\b
+Examples:
+  bindlock list --json | jq -r '.[].name'
+  bindlock list --watch        until Ctrl-C""",
+)
+@click.option("--all", "every", is_flag=True, help="Every abstract name, other programs' too.")
+@_json
+@click.option("--watch", is_flag=True, help="Go on, looking once a second; print what has changed.")
+def list_(every: bool, as_json: bool, watch: bool) -> None:
+    """Show the locks of this network namespace and their holders."""
+    from bindlock.cli import table
+
+    (table.watch if watch else table.show)(every, as_json)
+
+
+@cli.command(epilog="Exit status: 0 when it is free; 75 when the time was over before.")
+@click.option("-w", "--wait", "--timeout", "timeout", type=SECONDS, help="Wait at most so long.")
+@_name
+@_json
+@_no_traceback_on_interrupt
+def wait(name: str, scope: str, timeout: float | None, as_json: bool) -> int:
+    """Wait until the lock NAME is free; it is not taken."""
+    try:
+        bindlock.wait(name, timeout, scope=scope)
+    except Held as held:
+        return _still_held(held, scope, as_json)
+    if as_json:
+        click.echo(json.dumps({"name": name, "scope": scope, "held": False}))
+    return 0
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  bindlock stop web                       TERM, and up to 10 s
+  bindlock stop --signal INT -w 2 --kill web
+
+Exit status: 0 when it has let go, or nobody had it; 75 when it still has it."""
+)
+@click.option("-s", "--signal", "number", type=Signal(), default="TERM", show_default=True, help="Signal to send.")
+@click.option(
+    "-w", "--wait", "--timeout", "timeout", type=SECONDS, default=10.0, show_default=True, help="Seconds to wait."
+)
+@click.option("--kill", is_flag=True, help="Then send KILL, and wait as long again.")
+@_name
+@_json
+@_no_traceback_on_interrupt
+def stop(name: str, scope: str, number: int, timeout: float, kill: bool, as_json: bool) -> int:
+    """End the holder of the lock NAME; return when it has let go of the name.
+
+    The signal goes to that very process, by pidfd, never to one that got its PID.
+    """
+    import signal
+
+    holder = bindlock.holder(name, scope=scope)
+    try:
+        if holder is not None:
+            _signal(holder, number)
+            try:
+                holder.wait(timeout)
+            except Held:
+                if not kill:
+                    raise
+                _signal(bindlock.holder(name, scope=scope) or holder, signal.SIGKILL)
+                holder.wait(timeout)
+    except Held:
+        now = bindlock.holder(name, scope=scope)
+        if now is not None:
+            return _still_held(Held(name, now), scope, as_json)
+    if as_json:
+        click.echo(json.dumps({"name": name, "scope": scope, "held": False, "was_held": holder is not None}))
+    elif holder is None:
+        say(f"{printable(name)} is free: nobody to stop")
+    return 0
+
+
+@cli.command("signal", epilog="Exit status: 0 sent; 3 nobody has it; 71 not sent.")
+@_name
+@click.argument("number", metavar="SIG", type=Signal())
+def signal_(name: str, scope: str, number: int) -> int:
+    """Send the holder of the lock NAME the signal SIG: HUP, SIGHUP or 1."""
+    holder = bindlock.holder(name, scope=scope)
+    if holder is None:
+        say(f"{printable(name)} is free: nobody to signal")
+        return NOT_HELD
+    holder.signal(number)
+    return 0
+
+
+@cli.command(
+    epilog="""\b
+Put into your shell's start-up file:
+  eval "$(bindlock completion bash)"      ~/.bashrc
+  eval "$(bindlock completion zsh)"       ~/.zshrc
+  bindlock completion fish | source       ~/.config/fish/config.fish"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "bindlock", "_BINDLOCK_COMPLETE").source())
+
+
+def _fields(holder: Holder | None) -> dict[str, Any]:
+    return {} if holder is None else holder.as_dict()
+
+
+def _signal(holder: Holder, number: int) -> None:
+    """Send it, unless the holder is gone already: then the wait that follows tells."""
+    import errno
+
+    try:
+        holder.signal(number)
+    except bindlock.CannotSignal as error:
+        if error.errno != errno.ESRCH:
+            raise
+
+
+def _still_held(held: Held, scope: str, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps({"name": held.name, "scope": scope, "held": True} | _fields(held.holder)))
+    else:
+        say(held.summary)
+    return held.exit_status
