@@ -1,8 +1,8 @@
 """Builds the amalgam: the modules that an uncontended ``bindlock run`` needs, as one.
 
 Finding and loading six small modules takes Python 0.5 ms, a tenth of its start-up time; one takes 0.15. So the wheel
-has, beside the modules, a file made of them, which scripts/bindlock runs in its compiled form. It is never edited, never
-imported, and not in the source tree: without it (an editable installation) the modules themselves are run.
+has, beside the modules, a file made of them, which scripts/bindlock runs in its compiled form. It is never edited,
+never imported, and not in the source tree: without it (an editable installation) the modules themselves are run.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 #: In the order of their layers: each imports only from those before it.
 MODULES = ("names", "linux/binding", "linux/become", "cli/run")
 
-START = '''
+START = """
 # This file is .../bindlock/cli/__pycache__/amalgam.*.pyc; what is rarely needed is imported from the package.
 sys.path.append(__file__[: __file__.rindex("/bindlock/cli/")])
 sys.exit(main(sys.argv[1:]))
-'''
+"""
 
 
 class AmalgamHook(BuildHookInterface[Any]):
@@ -65,10 +65,10 @@ def amalgamate(package: Path) -> str:
 class _Bare(ast.NodeTransformer):
     """Takes out docstrings and annotations: nothing at run time reads them here."""
 
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # noqa: N802
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         return None if isinstance(node.value, ast.Constant) else node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         self.generic_visit(node)
         node.returns = None
         node.body = node.body or [ast.Pass()]

@@ -50,9 +50,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _WHERE = {
-    "bindlock.errors": (
-        "AlreadyHeld BindlockError CannotLock CannotSignal Held InvalidArgument Lost NotHeld Untrusted".split()
-    ),
+    "bindlock.errors": [name for name in __all__ if name[0].isupper() and name not in ("BoundName", "Holder", "Lock")],
     "bindlock.lock.block": ["wait"],
     "bindlock.lock.holder": ["Holder", "holder"],
     "bindlock.lock.instance": ["single_instance"],

@@ -1,4 +1,4 @@
-"""Name, scope, address: what the user writes, who shares it, and the socket address made of both.
+r"""Name, scope, address: what the user writes, who shares it, and the socket address made of both.
 
 ================  ========================  =====================================  ====================
 written           scope                     address, after the NUL byte            trusted holders
@@ -13,16 +13,15 @@ written           scope                     address, after the NUL byte         
 The last three exclude, and are excluded by, foreign programs. The kernel compares abstract addresses with their
 length (`unix_validate_addr`, then `memcmp`) and their socket type (`unix_abstract_hash`), so the three never exclude
 each other: a C program that binds ``sizeof(struct sockaddr_un)`` is met by ``padded:@…`` only, the much-copied
-``socket(AF_UNIX, SOCK_DGRAM); bind("\\0" + name)`` by ``datagram:@…`` only.
+``socket(AF_UNIX, SOCK_DGRAM); bind("\0" + name)`` by ``datagram:@…`` only.
 
 Shared by name means shared by *network namespace*: every abstract address lives in one, whatever the scope.
 """
 
 # The names of `os` and `socket` come from the modules beneath them: `bindlock run` loads this module before anything
 # else, and `os` alone would cost it a tenth of its start-up time. (And ``from __future__`` is an import, too.)
-from posix import environ, geteuid
-
 from _socket import SOCK_DGRAM, SOCK_STREAM
+from posix import environ, geteuid
 
 #: Bytes of an abstract address after its leading NUL: sun_path has 108 (unix(7)).
 ROOM = 107
@@ -68,19 +67,21 @@ class Name:
 
 
 def parse(text: str, scope: str = "user") -> Name:
-    """The `Name` for what a user wrote.
+    r"""The `Name` for what a user wrote.
 
     >>> parse("backup", "host").address
-    b'\\x00bindlock/host/backup'
+    b'\x00bindlock/host/backup'
     >>> parse("@/test-socket").address
-    b'\\x00/test-socket'
+    b'\x00/test-socket'
     >>> len(parse("padded:@/test-socket").address)
     108
 
     Raises `InvalidArgument`, with the reason, for what cannot be a name: empty, control characters, a trailing
     slash, no UTF-8, five hexadecimal digits alone (the kernel binds such names by itself: unix(7), autobind), or a
-    verbatim name that does not fit. Other names of any length fit: see `_shorten`.
+    verbatim name that does not fit. Other names of any length fit: a long one ends in a digest of all of it.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"a name is a str, not {text!r}")
     if scope not in SCOPES:
         raise _invalid(f"unknown scope {scope!r}: it is 'user' or 'host'")
     if text.startswith("@"):
@@ -97,11 +98,11 @@ def parse(text: str, scope: str = "user") -> Name:
 
 
 def spell(address: bytes, kind: int = SOCK_STREAM) -> Name:
-    """The `Name` of a bound abstract address, spelled so that its text (with its scope) means that address again.
+    r"""The `Name` of a bound abstract address, spelled so that its text (with its scope) means that address again.
 
-    >>> spell(b"\\0bindlock/host/backup")
-    <Name 'backup' scope=host address=b'\\x00bindlock/host/backup'>
-    >>> spell(b"\\0/test-socket".ljust(108, b"\\0")).text
+    >>> spell(b"\0bindlock/host/backup")
+    <Name 'backup' scope=host address=b'\x00bindlock/host/backup'>
+    >>> spell(b"\0/test-socket".ljust(108, b"\0")).text
     'padded:@/test-socket'
 
     A name of another user's scope, or of another program, comes back verbatim. Bytes that no spelling can produce

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         return 141  # as if SIGPIPE had ended us
 
 
-class Number(click.ParamType):
+class Number(click.ParamType):  # type: ignore[type-arg]
     """A number as `bindlock.cli.run` understands it."""
 
     def __init__(self, name: str, convert: Callable[[str], float]) -> None:
@@ -72,7 +72,7 @@ SECONDS = Number("seconds", run_module.seconds)
 STATUS = Number("status", run_module.status)
 
 
-class Signal(click.ParamType):
+class Signal(click.ParamType):  # type: ignore[type-arg]
     """A signal, by number or name, with or without SIG."""
 
     name = "signal"
@@ -90,7 +90,7 @@ class Signal(click.ParamType):
             self.fail(f"{value!r} is no signal: give one as TERM, SIGTERM or 15", param, ctx)
 
 
-def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     scope = ctx.params.get("scope", "user")

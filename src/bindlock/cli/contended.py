@@ -8,8 +8,11 @@ from time import monotonic
 
 from bindlock.cli.run import NOT_EXECUTABLE, NOT_FOUND, Plan
 from bindlock.errors import BindlockError, Held, os_error, printable
-from bindlock.lock.holder import Holder
 from bindlock.lock.lock import Lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bindlock.lock.holder import Holder
 
 
 def acquire(plan: Plan) -> Lock | int:

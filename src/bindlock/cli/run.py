@@ -1,7 +1,7 @@
 """``bindlock run``: have the lock, then become the command.
 
-This is what bindlock is compared with flock(1) by, so its usual spellings are understood here without any library, and an
-uncontended lock is had without loading more than the socket itself; all else is left to others: unusual or wrong
+This is what bindlock is compared with flock(1) by, so its usual spellings are understood here without any library,
+and an uncontended lock is had without loading more than the socket itself; all else is left to others: unusual or wrong
 options to click (`bindlock.cli.commands`), a name that is taken to `bindlock.cli.contended`.
 """
 
@@ -58,26 +58,32 @@ class Plan:
     def carry_out(self) -> int:
         """Become the command; the exit status when that cannot be."""
         die_of_interrupts()
-        # The first row of the table in `bindlock.lock.decide`, and where it ends nearly always: free, so take it.
-        try:
-            name = parse(self.name, self.scope)
-            binding = Binding(name.address, name.kind, False)
-            if self.verbose:
-                raise OSError  # it tells how long it took
-            binding.bind()
-        except (OSError, ValueError):
+        descriptor = self._claim()
+        if descriptor < 0:
             from bindlock.cli.contended import acquire
 
-            taken = acquire(self)
-            if isinstance(taken, int):
-                return taken
-            binding = taken
+            lock = acquire(self)
+            if isinstance(lock, int):
+                return lock
+            descriptor = lock.detach()
         try:
-            become(self.command, binding.detach(), {b"BINDLOCK_NAME": self.name.encode()})
+            become(self.command, descriptor, {b"BINDLOCK_NAME": self.name.encode()})
         except (OSError, ValueError) as error:  # ValueError: a NUL within an argument
             from bindlock.cli.contended import explain_failure
 
             return explain_failure(self, error)
+
+    def _claim(self) -> int:
+        """The descriptor of the lock, had by the first row of `bindlock.lock.decide`; -1 when there is more to it."""
+        if self.verbose:
+            return -1
+        try:
+            name = parse(self.name, self.scope)
+            binding = Binding(name.address, name.kind, False)
+            binding.bind()
+        except (OSError, ValueError):
+            return -1
+        return binding.detach()
 
 
 def main(arguments: list[str]) -> int:
@@ -96,7 +102,7 @@ def main(arguments: list[str]) -> int:
 
 
 def scan(arguments: list[str]) -> Plan | None:
-    """The plan, for options written one by one and in full; None for anything else, or anything wrong: click's to say."""
+    """The plan, for options written one by one and in full; None for anything else, or wrong: click's to say."""
     options: dict[str, object] = {}
     rest = list(arguments)
     try:

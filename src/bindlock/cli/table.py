@@ -86,12 +86,13 @@ def _console() -> Console:
 def _table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     for heading in ("NAME", "SCOPE", "HOLDER", "USER", "COMMAND", "AGE", "WAITERS"):
-        right = heading in ("HOLDER", "AGE", "WAITERS")
-        # On a narrow terminal it is the command that is cut.
         table.add_column(
-            heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis" if heading == "COMMAND" else "fold",
+            heading,
+            justify="right" if heading in ("HOLDER", "AGE", "WAITERS") else "left",
+            no_wrap=True,
+            overflow="ellipsis" if heading == "COMMAND" else "fold",  # what is cut on a narrow terminal
             min_width=len(heading),
-        )  # fmt: skip
+        )
     for bound, holder in rows:
         age = holder.age if holder else None
         cells = (

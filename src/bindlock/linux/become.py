@@ -1,11 +1,11 @@
 """Becoming a command: execve(2), with nothing of this interpreter left in what the command inherits.
 
-What CPython changes at its start, and is undone here: SIGPIPE and SIGXFSZ are ignored (`_PySignal_Init`), which exec would
-pass on; and in the C locale LC_CTYPE is set (PEP 538), which the command would take for its user's wish.
+What CPython changes at its start, and is undone here: SIGPIPE and SIGXFSZ are ignored (`_PySignal_Init`), which exec
+would pass on; and in the C locale LC_CTYPE is set (PEP 538), which the command would take for its user's wish.
 """
 
-from posix import dup, environ, execve, set_inheritable  # not os: see `bindlock.names`
 from _signal import SIG_DFL, SIGINT, SIGPIPE, SIGXFSZ, default_int_handler, getsignal, signal
+from posix import dup, environ, execve, set_inheritable  # not os: see `bindlock.names`
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ a socket is always in the hands of an object that closes it.
 `errno` and ``from __future__`` (a module as any other) included.
 """
 
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
 from _thread import RLock, get_ident
 from posix import close, fstat, register_at_fork
-
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
 
 #: Places in the queue; the kernel takes the smaller of this and net.core.somaxconn (4096 since Linux 5.4).
 BACKLOG = 4096
@@ -122,9 +121,10 @@ class Binding:
         if own is None:
             return
         try:
-            # iter() and zip() rather than a call to _accept(): a descriptor that a call has returned is lost when a signal
-            # handler raises just then; between an iterator's step and the next call no handler runs.
-            for _, (descriptor, _) in zip(range(count), iter(own._accept, None)):  # type: ignore[attr-defined]
+            # iter() and zip() rather than a call to _accept(): a descriptor that a call has returned is lost when a
+            # signal handler raises just then; between an iterator's step and the next call no handler runs.
+            accepted = zip(range(count), iter(own._accept, None), strict=False)  # type: ignore[attr-defined]
+            for _, (descriptor, _) in accepted:
                 close(descriptor)
         except BlockingIOError:
             pass  # somebody else emptied the queue

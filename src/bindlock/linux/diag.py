@@ -16,9 +16,8 @@ The kernel's rules (net/unix/diag.c and net/netlink/af_netlink.c, Linux 6.12 and
 from __future__ import annotations
 
 import errno
-from struct import Struct
-
 from _socket import AF_NETLINK, AF_UNIX, SOCK_CLOEXEC, SOCK_RAW, socket
+from struct import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,11 +12,10 @@ The kernel's rules (unix(7); net/unix/af_unix.c, Linux 6.12 and 6.18):
 from __future__ import annotations
 
 import errno
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
 from posix import close, pidfd_open
 from select import POLLIN, poll
 from sys import byteorder
-
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
 
 from bindlock.linux.binding import FLAGS
 

@@ -15,20 +15,19 @@ from bindlock.linux.binding import Binding, bindings
 from bindlock.linux.queue import hung_up, peer_uid, queue
 from bindlock.lock.decide import ACQUIRE, ENDS, WAIT, Decision
 from bindlock.lock.holder import Holder, identify
-from bindlock.lock.look import Sighting, look
 from bindlock.lock.lock import check_timeout
+from bindlock.lock.look import Sighting, look
 from bindlock.names import Name, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from _socket import socket
+    from collections.abc import Callable
 
     from bindlock.lock.decide import Event, State, Table
 
-#: Answers to connect(2) that mean "not in this queue, not now": nobody listens, it is full, a policy forbids it, or it is
-#: no stream socket. The slow timer takes over.
+#: Answers to connect(2) that mean "not in this queue, not now": nobody listens, it is full, a policy forbids it, or it
+#: is no stream socket. The slow timer takes over.
 _UNQUEUED = frozenset({errno.ECONNREFUSED, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EPROTOTYPE, errno.ENOTCONN})
 _FOREVER = float("inf")
 
@@ -77,7 +76,7 @@ class Blocking:
             self._sighting = look(self._name)
         return identify(self._name, self._sighting) if self._sighting else None
 
-    def _claim(self, decision: Decision) -> Event:
+    def _claim(self, _: Decision) -> Event:
         self._leave_queue()
         assert self._binding is not None
         try:
@@ -88,7 +87,7 @@ class Blocking:
             return "in use"
         return "claimed"
 
-    def _connect(self, decision: Decision) -> Event:
+    def _connect(self, _: Decision) -> Event:
         if self._waiting is not None:
             tell, self._waiting = self._waiting, None
             holder = self.holder()
@@ -122,7 +121,7 @@ class Blocking:
         time.sleep(max(0.0, decision.until - time.monotonic()))
         return "tick"
 
-    def _look(self, decision: Decision) -> Event:
+    def _look(self, _: Decision) -> Event:
         self._leave_queue()
         self._sighting = sighting = look(self._name)
         if sighting is None or (self._inode and sighting.inode != self._inode):
@@ -151,7 +150,7 @@ def acquire(
             raise AlreadyHeld(
                 f"{printable(name.text)} is already held by this thread"
                 + (
-                    f", by this very object; release it first"
+                    ", by this very object; release it first"
                     if own is binding
                     else " through another Lock object, so that waiting without a time-out could never end"
                 )

@@ -23,6 +23,9 @@ class Holder:
 
     __slots__ = ("_address", "_kind", "_start", "command", "gid", "inode", "name", "pid", "uid", "waiters")
 
+    _address: bytes
+    _kind: int
+    _start: int | None
     #: The name, as whoever looked wrote it.
     name: str
     #: None when the kernel cannot name the process from here: it is in another PID namespace, its socket is in

@@ -10,6 +10,7 @@ early at worst, never not at all.
 from __future__ import annotations
 
 import sys
+from itertools import islice
 
 from bindlock.errors import BindlockError, Held
 from bindlock.lock.lock import Lock
@@ -68,9 +69,9 @@ def single_instance(name: str, *, scope: str = "user") -> SingleInstance:
     In a child of multiprocessing that imports the main module again, a plain call does nothing: it is part of the
     instance that runs, not a second one.
 
-    Raises `SystemExit`, with the status of the error (see `bindlock.errors`): 75 when another instance runs, 77 when the
-    name is held by a user who is not trusted, 69 or 71 when it could not be tried; and `InvalidArgument` for what cannot
-    be a name.
+    Raises `SystemExit`, with the status of the error (see `bindlock.errors`): 75 when another instance runs, 77 when
+    the name is held by a user who is not trusted, 69 or 71 when it could not be tried; and `InvalidArgument` for what
+    cannot be a name.
     """
     caller = sys._getframe(1)
     instance = SingleInstance(Lock(name, scope=scope))
@@ -90,9 +91,7 @@ def _take_or_exit(lock: Lock) -> None:
 
 def _is_decorator(frame: FrameType) -> bool:
     """Whether the call that `frame` is making stands right behind an ``@`` in its source."""
-    for index, (line, _, column, _) in enumerate(frame.f_code.co_positions()):
-        if index == frame.f_lasti // 2:
-            break
+    line, _, column, _ = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
     if line is None or column is None:
         return False
     try:

@@ -12,8 +12,8 @@ from bindlock.names import Name, is_ours, spell
 class BoundName:
     """A name that was bound when it was looked for. A snapshot; everything in it is the kernel's word.
 
-    `name` and `scope` spell it so that they mean it again (see `bindlock.names.spell`); `uid` made the socket; `inode` is
-    the socket's; `queued` counts the connections in its queue, those of dead waiters included.
+    `name` and `scope` spell it so that they mean it again (see `bindlock.names.spell`); `uid` made the socket; `inode`
+    is the socket's; `queued` counts the connections in its queue, those of dead waiters included.
     """
 
     __slots__ = ("_entry", "_name")

@@ -26,8 +26,8 @@ class Lock:
 
     `name` and `scope` are explained in `bindlock.names`. `timeout` is how many seconds an acquire waits unless it says
     otherwise; None waits for ever, 0 not at all. `children` says what becomes of the lock in a forked child
-    (`os.fork`, multiprocessing): ``"drop"``: the child has nothing; ``"share"``: the name is held until the last of them
-    has released it or is gone. A child started with subprocess never has it.
+    (`os.fork`, multiprocessing): ``"drop"``: the child has nothing; ``"share"``: the name is held until the last of
+    them has released it or is gone. A child started with subprocess never has it.
 
     Threads are treated as processes are: any number of them exclude each other, through one Lock object or many. Any
     thread may release.
@@ -121,6 +121,10 @@ class Lock:
                 f"{printable(self.name)} was lost: other code of this process closed its descriptor, and what the lock "
                 "guarded has been unguarded since; see that closerange() and daemonising come before the lock"
             ) from error
+
+    def detach(self) -> int:
+        """Keep the name for as long as the process lives, and forget it: the descriptor, or -1 when not held."""
+        return self._binding.detach()
 
     def fileno(self) -> int:
         """The descriptor of the bound socket; -1 when not held."""

@@ -1,9 +1,9 @@
 """Looking at a name without harm to those who wait for it.
 
-A connection is the quick way to the holder's PID, but it keeps its place in the holder's queue for ever. So sock_diag(7)
-is asked first, which touches nothing; a connection is made only while the queue is under half full; and /proc says the
-rest. And because sock_diag has then just shown the queues of *this* process's locks, too, their dead connections are
-dropped on the way, which costs nothing more.
+A connection is the quick way to the holder's PID, but it keeps its place in the holder's queue for ever. So
+sock_diag(7) is asked first, which touches nothing; a connection is made only while the queue is under half full; and
+/proc says the rest. And because sock_diag has then just shown the queues of *this* process's locks, too, their dead
+connections are dropped on the way, which costs nothing more.
 
 Three facts are kept apart (they can disagree): who made the socket (sock_diag's uid), who listened (the connection's
 SO_PEERCRED), and who has it open now (/proc).
