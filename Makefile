@@ -23,7 +23,7 @@ check: $(VENV)/tools-test $(VENV)/tools-check $(VENV)/tools-bench
 	$(BIN)/mypy
 
 bench: $(VENV)/tools-bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(VENV)/tools-docs
 	$(BIN)/mkdocs build --strict

@@ -58,9 +58,9 @@ class Name:
         """Whether a holder of ours listens, so that waiters can queue: datagram sockets cannot."""
         return self.kind == SOCK_STREAM
 
-    def trusts(self, uid: int) -> bool:
-        """Whether a holder with that uid is one the scope expects."""
-        return self.trusted is None or uid in self.trusted
+    def trusts(self, uid: int | None) -> bool:
+        """Whether a holder with that uid is one the scope expects; one that is not known is no stranger yet."""
+        return self.trusted is None or uid is None or uid in self.trusted
 
     def __repr__(self) -> str:
         return f"<Name {self.text!r} scope={self.scope} address={self.address!r}>"

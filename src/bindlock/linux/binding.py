@@ -142,14 +142,16 @@ def bindings() -> list[Binding]:
 
 
 def _in_child() -> None:
-    for own, binding in list(_open.items()):
-        if not binding.share:
-            del _open[own]
-            if _is_still(own, binding.address):
-                own.close()
-            else:
-                own.detach()
-    _fork_guard.release()
+    try:
+        for own, binding in list(_open.items()):
+            if not binding.share:
+                del _open[own]
+                if _is_still(own, binding.address):
+                    own.close()
+                else:
+                    own.detach()
+    finally:
+        _fork_guard.release()
 
 
 def _is_still(own: socket, address: bytes) -> bool:

@@ -162,7 +162,7 @@ def acquire(
             raise Held(name.text, wait.holder())
         if state == "UNTRUSTED":
             stranger = wait.holder()
-            raise Untrusted(name.text, stranger.uid if stranger else 0, stranger)
+            raise Untrusted(name.text, (stranger and stranger.uid) or 0, stranger)
     except BaseException:
         if binding.thread == thread and binding.bound:
             binding.close()  # a signal handler has raised after the name was had, and before we could say so

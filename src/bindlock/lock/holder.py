@@ -31,8 +31,8 @@ class Holder:
     #: None when the kernel cannot name the process from here: it is in another PID namespace, its socket is in
     #: flight, or it is another user's and could not be asked.
     pid: int | None
-    #: The uid of the process at its `listen()`, else of the process that made the socket.
-    uid: int
+    #: The uid of the process at its `listen()`, else of the process that made the socket; None where it is unknown.
+    uid: int | None
     #: The gid that goes with `uid`, where that is known.
     gid: int | None
     #: The arguments of the process, at most 64 KiB of them; empty where they cannot be seen.
@@ -43,7 +43,7 @@ class Holder:
     waiters: int
 
     def __init__(
-        self, name: str, pid: int | None, uid: int, gid: int | None, command: tuple[str, ...], inode: int, waiters: int,
+        self, name: str, pid: int | None, uid: int | None, gid: int | None, command: tuple[str, ...], inode: int, waiters: int,
         _start: int | None, _address: bytes, _kind: int,
     ) -> None:  # fmt: skip
         values = (_address, _kind, _start, command, gid, inode, name, pid, uid, waiters)
@@ -157,10 +157,12 @@ def identify(name: Name, sighting: Sighting) -> Holder:
     )  # fmt: skip
 
 
-def user(uid: int) -> str:
+def user(uid: int | None) -> str:
     """The name of a user, or ``uid N`` where it has none here."""
     import pwd
 
+    if uid is None:
+        return "user unknown"
     try:
         return printable(pwd.getpwuid(uid).pw_name)
     except KeyError:

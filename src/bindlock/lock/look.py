@@ -41,8 +41,8 @@ class Sighting:
         self.entry = entry
         #: The PID that listened, or None when it could not be asked or has no number here.
         self.listener = peer.pid if peer else None
-        #: The uid of the one who listened, else of the one who made the socket.
-        self.uid = peer.uid if peer else entry.uid if entry else 0
+        #: The uid of the one who listened, else of the one who made the socket; None when neither could be asked.
+        self.uid = peer.uid if peer else entry.uid if entry else None
         self.gid = peer.gid if peer else None
         #: The process that listened is no more.
         self.gone = peer is not None and peer.gone
