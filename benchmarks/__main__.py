@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 
 import pyperf
 from rich.console import Console
@@ -13,7 +12,12 @@ from rich.table import Table
 
 import bindlock
 from benchmarks import command, imports, listing, system_calls, takeover, uncontended, waiting
-from benchmarks.result import Row
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.result import Row
 
 BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "uncontended": uncontended.measure,
@@ -78,13 +82,10 @@ def _table(results: dict[str, list[Row]]) -> Table:
         table.add_column(column)
     table.add_column("n", justify="right")
     for rows in results.values():
-        before = ""
         for row in rows:
             reached = {True: "[green]yes", False: "[bold red]NO", None: "[red]NO" if row.target else ""}[row.reached]
-            what = "" if row.what == before else row.what
             repetitions = str(row.repetitions) if row.repetitions else ""
-            table.add_row(what, row.ours, row.peer, row.theirs, row.ratio, row.target, reached, repetitions)
-            before = row.what
+            table.add_row(row.what, row.ours, row.peer, row.theirs, row.ratio, row.target, reached, repetitions)
         table.add_section()
     return table
 

@@ -15,17 +15,20 @@ import signal
 import subprocess
 import sys
 import time
-from types import TracebackType
 
 from benchmarks.peers import LOCKS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _DEADLINE = 60.0
 
 
 class Actor:
-    """One such process, ended and reaped with the `with` block."""
+    """One such process, kept to `processors` if any are given; ended and reaped with the `with` block."""
 
-    def __init__(self, kind: str, path: str) -> None:
+    def __init__(self, kind: str, path: str, processors: set[int] | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.actor", kind, path],
             stdin=subprocess.PIPE,
@@ -34,6 +37,8 @@ class Actor:
         )
         self.pid = self._process.pid
         self.read()
+        if processors:
+            os.sched_setaffinity(self.pid, processors)
         while (idle := _blocked_in(self.pid)) is None:
             os.sched_yield()
         #: The system call it sleeps in when it has nothing to do.
@@ -79,7 +84,7 @@ class Actor:
 
 
 def _blocked_in(pid: int) -> tuple[str, ...] | None:
-    """The system call that a process sleeps in, with its first argument; None while it runs (proc(5), syscall)."""
+    """Tell the system call that a process sleeps in, and its first argument; None while it runs (proc(5), syscall)."""
     with open(f"/proc/{pid}/syscall") as file:
         fields = file.read().split()
     return None if fields[0] == "running" else tuple(fields[:2])

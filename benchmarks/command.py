@@ -10,12 +10,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from signal import SIGKILL
 
 import bindlock
 from benchmarks.peers import name_of
 from benchmarks.result import Row, at_least, at_most
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TITLE_START = "run: start to exit"
 TITLE_MEMORY = "run: memory while the command runs"
@@ -33,7 +36,7 @@ def measure_start(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="bindlock-benchmark-") as scratch:
         missing = _missing(name_of(f"{scratch}/lock"))
         if missing:
-            return [Row(TITLE_START, f"not measured: {missing}", target="≤ 1.15 ×")]
+            return [Row(TITLE_START, f"not measured: {missing}", target="≤ 1.15 x")]
         commands = {
             "ours": [_COMMAND, "run", "-n", name_of(f"{scratch}/lock"), _TRUE],
             "python -I -S -c pass": [_PYTHON, "-I", "-S", "-c", "pass"],
@@ -50,7 +53,7 @@ def measure_start(quick: bool) -> list[Row]:
 
 
 def measure_memory(quick: bool) -> list[Row]:
-    """A sleeping command alone, under ours, and under flock(1)."""
+    """Compare a sleeping command alone, under ours, and under flock(1)."""
     target = "the command's own only"
     with tempfile.TemporaryDirectory(prefix="bindlock-benchmark-") as scratch:
         name = name_of(f"{scratch}/lock")
@@ -133,7 +136,7 @@ def _time_all(commands: dict[str, list[str]], runs: int) -> dict[str, list[float
 
 
 def _footprint(command: list[str]) -> tuple[int, int, int]:
-    """Processes, KiB that are theirs alone, KiB resident, once the command sleeps."""
+    """Count processes, KiB that are theirs alone, KiB resident, once the command sleeps."""
     child = os.posix_spawn(command[0], command, os.environ)
     family = [child]
     try:

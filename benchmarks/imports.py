@@ -24,7 +24,7 @@ _LINE = re.compile(r"^import time: +\d+ \| +(\d+) \| (\S+)$", re.MULTILINE)
 
 def measure(quick: bool) -> list[Row]:
     """Whole interpreters in turns, then what the interpreter itself says."""
-    runs = 60 if quick else 300
+    runs = 40 if quick else 120
     walls = _time_all([_NOTHING, _OURS, _OURS_USED, *_PEERS], runs)
     rows = []
     for ours in (_OURS, _OURS_USED):
@@ -41,7 +41,7 @@ def measure(quick: bool) -> list[Row]:
 def _compare(
     what: str, ours: list[float], peer: str, theirs: list[float], nothing: list[float], limit: float | None
 ) -> Row:
-    # What the empty program takes is subtracted as one figure, its median: subtracted run by run it would add its noise.
+    # The empty program is subtracted as one figure, its median: subtracted run by run it would add its noise.
     empty = statistics.median(nothing)
     mine, other = ([value - empty for value in values] for values in (ours, theirs))
     ratio, lowest, highest = ratio_of_rounds(mine, other)
@@ -50,8 +50,8 @@ def _compare(
         seconds(statistics.median(mine)),
         peer,
         seconds(statistics.median(other)),
-        f"{ratio:.2f} × ({lowest:.2f} to {highest:.2f})",
-        "" if limit is None else f"≤ {limit:g} ×",
+        f"{ratio:.3f} x ({lowest:.3f} to {highest:.3f})",
+        "" if limit is None else f"≤ {limit:g} x",
         None if limit is None else ratio <= limit,
         len(ours),
         {

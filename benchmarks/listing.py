@@ -12,11 +12,14 @@ import sys
 import tempfile
 import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
-from collections.abc import Iterator
 
 import bindlock
 from benchmarks.peers import name_of
 from benchmarks.result import Row, seconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TITLE = "bindlock.locks()"
 COUNTS = (1_000, 2_000, 5_000, 10_000)
@@ -30,55 +33,54 @@ _SPARE = 100
 
 def measure(quick: bool) -> list[Row]:
     """Every way to have the names, in turns."""
-    rounds, repetitions = (2, 5) if quick else (5, 9)
+    rounds, repetitions = (2, 5) if quick else (4, 9)
     cases = {
         "bindlock's names, held elsewhere": ("ours", False, "locks"),
         "bindlock's names, held by this process": ("ours", True, "locks"),
         "others' names, held elsewhere": ("others", False, "locks"),
         "others' names, every=True": ("others", False, "every"),
-        "read /proc/net/unix": ("others", False, "proc"),
+        "read /proc/net/unix": ("ours", False, "proc"),
     }
     times: dict[str, dict[int, list[float]]] = {case: {count: [] for count in COUNTS} for case in cases}
     for _ in range(rounds):
         for count in COUNTS:
             for case, arguments in cases.items():
                 times[case][count] += _time(count, *arguments, repetitions)
+    reading = times.pop("read /proc/net/unix")
     rows = []
-    for case in list(cases)[:-1]:
-        for count in COUNTS:
-            rows.append(_row(case, count, times[case][count], times["read /proc/net/unix"][count]))
-        rows.append(_growth(case, times[case]))
+    for case, values in times.items():
+        rows += _compare(f"{TITLE}, {case}", values, reading)
     return rows
 
 
-def _row(case: str, count: int, ours: list[float], theirs: list[float]) -> Row:
-    took, promised = statistics.median(ours), count == COUNTS[-1]
-    return Row(
-        f"{TITLE}: {count} of {case}",
-        seconds(took),
-        "read /proc/net/unix" if "others" in case else "",
-        seconds(statistics.median(theirs)) if "others" in case else "",
-        target=f"≤ {seconds(LIMIT)}" if promised else "",
-        reached=took <= LIMIT if promised else None,
-        repetitions=len(ours),
-        numbers={"median": took, "lowest": min(ours), "read_proc_net_unix": statistics.median(theirs)},
-    )
-
-
-def _growth(case: str, times: dict[int, list[float]]) -> Row:
-    each = {count: statistics.median(values) / count for count, values in times.items()}
-    growth = each[COUNTS[-1]] / each[COUNTS[0]]
-    return Row(
-        f"{TITLE}: one of {COUNTS[-1]} of {case}",
-        seconds(each[COUNTS[-1]]),
-        f"one of {COUNTS[0]}",
-        seconds(each[COUNTS[0]]),
-        f"{growth:.2f} ×",
-        f"linear: ≤ {LINEAR:g} ×",
-        growth <= LINEAR,
-        len(times[COUNTS[0]]),
-        {"seconds_per_name": each},
-    )
+def _compare(what: str, ours: dict[int, list[float]], reading: dict[int, list[float]]) -> list[Row]:
+    few, many = COUNTS[0], COUNTS[-1]
+    took, read = ({count: statistics.median(values) for count, values in times.items()} for times in (ours, reading))
+    growth = (took[many] / many) / (took[few] / few)
+    return [
+        Row(
+            f"{what}: {many}",
+            seconds(took[many]),
+            "read /proc/net/unix",
+            seconds(read[many]),
+            f"{took[many] / read[many]:.2f} x",
+            f"≤ {seconds(LIMIT)}",
+            took[many] <= LIMIT,
+            len(ours[many]),
+            {"seconds": took, "seconds_to_read_proc_net_unix": read},
+        ),
+        Row(
+            f"{what}: each of {many}",
+            seconds(took[many] / many),
+            "; ".join(f"of {count}" for count in COUNTS[:-1]),
+            "; ".join(seconds(took[count] / count) for count in COUNTS[:-1]),
+            f"{growth:.2f} x",
+            f"linear: ≤ {LINEAR:g} x",
+            growth <= LINEAR,
+            len(ours[few]),
+            {"growth": growth},
+        ),
+    ]
 
 
 def _time(count: int, whose: str, here: bool, what: str, repetitions: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The locks that are compared: each is a pair of functions, acquire and release, made for a path in a scratch directory.
+"""The locks that are compared: each is a pair of functions, acquire and release, made for a path in a scratch folder.
 
 Locks without a file take the path's last parts as their name. Every library is used as its manual's first example does,
 with its own defaults for how often it looks again; only the time-out is long for all. Imports are in the functions, so
@@ -17,7 +17,7 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def name_of(path: str) -> str:
-    """The name for locks that have names: the scratch directory's random one makes it unlike any other run's."""
+    """Name a lock that has no file: the scratch folder's random name makes it unlike any other run's."""
     return f"{os.path.basename(os.path.dirname(path))}-{os.path.basename(path)}"
 
 
@@ -38,7 +38,7 @@ def bindlock_with_timeout(path: str) -> Pair:
 
 
 def bare(path: str) -> Pair:
-    """The system calls by which ours waits, in the shortest Python that does the same."""
+    """Do the system calls by which ours waits, in the shortest Python that does the same."""
     import _socket
     import errno
     import select
@@ -47,7 +47,7 @@ def bare(path: str) -> Pair:
     # part of how long it takes to die.
     import bindlock
 
-    assert bindlock.Lock
+    bindlock.Lock(name_of(path))
     address = b"\0bindlock-benchmark/" + name_of(path).encode()
     flags = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
     held: list[_socket.socket] = []
@@ -79,7 +79,7 @@ def bare(path: str) -> Pair:
 
 
 def flock(path: str) -> Pair:
-    """flock(2) on a file, waiting in the kernel."""
+    """Lock a file, waiting in the kernel."""
     import fcntl
 
     held: list[int] = []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Measurements are cut into this many consecutive rounds; each gives a ratio of its own, and their median is reported.
 ROUNDS = 9
@@ -26,19 +29,19 @@ class Row:
 
 
 def at_most(what: str, ours: Sequence[float], peer: str, theirs: Sequence[float], limit: float | None = None) -> Row:
-    """A promise that ours costs no more than `limit` times theirs. Seconds, in the order of measurement."""
+    """Promise that ours costs no more than `limit` times theirs. Seconds, in the order of measurement."""
     ratio, lowest, highest = ratio_of_rounds(ours, theirs)
     return _compared(what, ours, peer, theirs, (ratio, lowest, highest), "≤", limit)
 
 
 def at_least(what: str, ours: Sequence[float], peer: str, theirs: Sequence[float], limit: float | None = None) -> Row:
-    """A promise that theirs costs at least `limit` times ours. Seconds, in the order of measurement."""
+    """Promise that theirs costs at least `limit` times ours. Seconds, in the order of measurement."""
     ratio, lowest, highest = ratio_of_rounds(theirs, ours)
     return _compared(what, ours, peer, theirs, (ratio, lowest, highest), "≥", limit)
 
 
 def ratio_of_rounds(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """The median, the lowest and the highest of the rounds' ratios."""
+    """Give the median, the lowest and the highest of the rounds' ratios."""
     rounds = min(ROUNDS, len(above), len(below))
     ratios = [
         statistics.median(_round(above, number, rounds)) / statistics.median(_round(below, number, rounds))
@@ -48,12 +51,12 @@ def ratio_of_rounds(above: Sequence[float], below: Sequence[float]) -> tuple[flo
 
 
 def percentile_99(values: Sequence[float]) -> float:
-    """The value that one in a hundred exceeds."""
+    """Give the value that one in a hundred exceeds."""
     return sorted(values)[min(len(values) - 1, len(values) * 99 // 100)]
 
 
 def seconds(value: float) -> str:
-    """A duration with three digits and the unit that suits it."""
+    """Write a duration with three digits and the unit that suits it."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if abs(value) * factor >= 1:
             return f"{value * factor:.3g} {unit}" if abs(value) * factor < 1000 else f"{value * factor:.0f} {unit}"
@@ -75,8 +78,8 @@ def _compared(
         ours=seconds(statistics.median(ours)),
         peer=peer,
         theirs=seconds(statistics.median(theirs)),
-        ratio=f"{ratio:.2f} × ({lowest:.2f} to {highest:.2f})",
-        target="" if limit is None else f"{sense} {limit:g} ×",
+        ratio=f"{ratio:.2f} x ({lowest:.2f} to {highest:.2f})",
+        target="" if limit is None else f"{sense} {limit:g} x",
         reached=None if limit is None else ratio <= limit if sense == "≤" else ratio >= limit,
         repetitions=min(len(ours), len(theirs)),
         numbers={

@@ -53,7 +53,7 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _trace(kind: str, scratch: str) -> Counter[str]:
-    """The calls of one cycle, averaged over some and rounded up."""
+    """Count the calls of one cycle, averaged over some and rounded up."""
     trace = f"{scratch}/trace"
     command = ["strace", "-f", "-o", trace, sys.executable, "-m", "benchmarks.system_calls", kind, f"{scratch}/lock"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -73,7 +73,7 @@ def _trace(kind: str, scratch: str) -> Counter[str]:
 
 
 def _text(calls: Counter[str]) -> str:
-    return " ".join(call if count == 1 else f"{call}×{count}" for call, count in calls.items())
+    return " ".join(call if count == 1 else f"{count} {call}" for call, count in calls.items())
 
 
 def _make_calls(kind: str, path: str) -> None:

@@ -1,8 +1,8 @@
 """Acquiring and releasing a lock that nobody else wants.
 
-Several processes, each of which times all locks in turns, in batches: a process has its own hash seed and memory layout,
-which can make one piece of Python a few per cent faster or slower for as long as the process lives. (pyperf does the
-same, but times one benchmark after the other.)
+Several processes, each of which times all locks in turns, in batches: a process has its own hash seed and memory
+layout, which can make one piece of Python a few per cent faster or slower for as long as the process lives. (pyperf
+does the same, but times one benchmark after the other.)
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 from benchmarks import peers
 from benchmarks.result import Row, at_least, at_most
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TITLE = "acquire and release, uncontended"
 LIMITS = {"filelock": 8.0, "portalocker": 2.3, "fasteners": 2.3, "flock(2)": None}

@@ -15,7 +15,7 @@ _WITH_TIMEOUT = "bindlock with a time-out"
 
 
 def measure(quick: bool) -> list[Row]:
-    """A holder and a waiter of each kind, left alone."""
+    """Leave a holder and a waiter of each kind alone."""
     length = 3 if quick else 10
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="bindlock-benchmark-"))
