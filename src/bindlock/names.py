@@ -109,13 +109,15 @@ def spell(address: bytes, kind: int = SOCK_STREAM) -> Name:
     are shown with Python's backslash escapes.
     """
     tail = address[1:]
-    if kind == SOCK_STREAM:
-        prefix = f"{_snap_prefix()}bindlock/".encode()
-        if tail.startswith(prefix):
-            owner, slash, text = tail[len(prefix) :].decode(errors="backslashreplace").partition("/")
-            if slash and text and owner in ("host", str(geteuid())):
-                scope = "host" if owner == "host" else "user"
-                return Name(text, scope, address, trusted=(geteuid(), 0) if scope == "user" else None)
+    prefix = f"{_snap_prefix()}bindlock/".encode()
+    if kind == SOCK_STREAM and tail.startswith(prefix):
+        owner, _, text = tail[len(prefix) :].decode(errors="backslashreplace").partition("/")
+        if text:
+            euid = geteuid()
+            if owner == str(euid):
+                return Name(text, "user", address, trusted=(euid, 0))
+            if owner == "host":
+                return Name(text, "host", address)
     mark = "@" if kind == SOCK_STREAM else _DATAGRAM if kind == SOCK_DGRAM else "seqpacket:@"
     if len(tail) == ROOM and tail.endswith(b"\0") and kind == SOCK_STREAM:
         mark, tail = _PADDED, tail.rstrip(b"\0")

@@ -10,6 +10,7 @@ The kernel's rules (net/unix/diag.c and net/netlink/af_netlink.c, Linux 6.12 and
   the largest receive that succeeded before, up to 32 KiB. An entry that does not fit an empty buffer *ends the dump*.
   So ICONS (4 bytes a client) is never asked for in the dump of all sockets, but for single ones, where "does not fit"
   (more than about 900 clients) is an honest EMSGSIZE; and then in a dump after a large receive.
+* `sk_diag_fill` writes the attributes in a fixed order, the name first.
 * A dump goes on where it was by counting, so a socket may be left out when others of its hash bucket go meanwhile.
 """
 
@@ -34,7 +35,8 @@ _BOUND = 1 << CLOSE | 1 << LISTEN
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _REQUEST = Struct("=IHHIIBBHIIIII")  # nlmsghdr and unix_diag_req
-_MESSAGE = Struct("=BBBBIII")  # unix_diag_msg: family, type, state, pad, inode, cookie
+#: unix_diag_msg (family, type, state, pad, inode, cookie) and the header of the first attribute.
+_BEGINNING = Struct("=BBBBIIIHH")
 _ATTRIBUTE = Struct("=HH")
 _PAIR = Struct("=II")
 _WORD = Struct("=I")
@@ -169,28 +171,25 @@ class Diag:
 
 def _parse(buffer: bytearray, start: int, end: int, only: frozenset[bytes] | None) -> Entry | None:
     """The entry between `start` and `end`; None for sockets without an abstract name, or with none of `only`."""
-    _, kind, state, _, inode, cookie_low, cookie_high = _MESSAGE.unpack_from(buffer, start)
-    address = b""
+    _, kind, state, _, inode, cookie_low, cookie_high, length, attribute = _BEGINNING.unpack_from(buffer, start)
+    start += _BEGINNING.size
+    # The name comes first, if there is one; a path name has no leading NUL.
+    if attribute != _NAME or length == _ATTRIBUTE.size or buffer[start]:
+        return None
+    address = bytes(buffer[start : start + length - _ATTRIBUTE.size])
+    if only is not None and address not in only:
+        return None
+    start += (length - 1) & ~3
     queued = limit = uid = 0
     clients: tuple[int, ...] = ()
-    start += _MESSAGE.size
     while start < end:
         length, attribute = _ATTRIBUTE.unpack_from(buffer, start)
-        if attribute == _NAME:
-            if buffer[start + 4] or length == 4:
-                return None  # a path name
-            address = bytes(buffer[start + 4 : start + length])
-            if only is not None and address not in only:
-                return None
-        elif attribute == _RQLEN:
-            queued, limit = _PAIR.unpack_from(buffer, start + 4)
+        if attribute == _RQLEN:
+            if state == LISTEN:  # for other states these are bytes to read and to write
+                queued, limit = _PAIR.unpack_from(buffer, start + 4)
         elif attribute == _UID:
             (uid,) = _WORD.unpack_from(buffer, start + 4)
         elif attribute == _ICONS:
             clients = tuple(memoryview(buffer)[start + 4 : start + length].cast("I"))
         start += (length + 3) & ~3
-    if not address:
-        return None
-    if state != LISTEN:
-        queued = limit = 0  # for other states these are bytes to read and to write
     return Entry(address, kind, state, inode, (cookie_low, cookie_high), queued, limit, uid, clients)

@@ -16,11 +16,14 @@ class BoundName:
     is the socket's; `queued` counts the connections in its queue, those of dead waiters included.
     """
 
-    __slots__ = ("_entry", "_name")
+    __slots__ = ("_entry",)
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
-        self._name: Name = spell(entry.address, entry.kind)
+
+    @property
+    def _name(self) -> Name:
+        return spell(self._entry.address, self._entry.kind)
 
     @property
     def name(self) -> str:
@@ -55,8 +58,9 @@ class BoundName:
     def holder(self) -> Holder | None:
         """Who has it now; None when it has become free. Costs a look of its own: /proc, and at times a connection."""
         try:
-            sighting = look(self._name)
-            return None if sighting is None else identify(self._name, sighting)
+            name = self._name
+            sighting = look(name)
+            return None if sighting is None else identify(name, sighting)
         except OSError as error:
             raise CannotLock(self.name, error.errno or 0, "looking for its holder") from error
 
@@ -65,7 +69,7 @@ class BoundName:
 
 
 def locks(*, every: bool = False) -> list[BoundName]:
-    """Every bindlock lock of this network namespace, of whatever user, sorted by name; or `every` abstract name.
+    """Every bindlock lock of this network namespace, of whatever user, sorted by address; or `every` abstract name.
 
     One dump of sock_diag(7): nobody is disturbed, and 10 000 names take some 30 ms. Raises `CannotLock` where
     sock_diag is forbidden or missing.
@@ -76,6 +80,5 @@ def locks(*, every: bool = False) -> list[BoundName]:
             drop_dead(diag, entries)
     except OSError as error:
         raise CannotLock("the list of names", error.errno or 0, "asking sock_diag") from error
-    return sorted(
-        (BoundName(entry) for entry in entries if every or is_ours(entry.address)), key=lambda bound: bound.name
-    )
+    entries.sort(key=lambda entry: entry.address)
+    return [BoundName(entry) for entry in entries if every or is_ours(entry.address)]
