@@ -1,7 +1,7 @@
 """Real processes for the tests: each runs a piece of Python, talks over pipes, and is killed by pid when the test ends.
 
-Nothing here sleeps until something is probably so: `Actor.read` waits for a line, `Actor.wait` for the exit, each with a
-deadline after which the test fails.
+Nothing here sleeps until something is probably so: `Actor.read` waits for a line, `Actor.wait` for the exit, each with
+a deadline after which the test fails.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ class Child:
 
     def expect(self, line: str) -> None:
         """Hear one line and compare."""
-        assert self.hear() == line
+        heard = self.hear()
+        assert heard == line, f"child {self.pid} said {heard!r}, not {line!r}"
 
     def signal(self, number: int) -> None:
         """Send it a signal; it has not been reaped, so the PID is its own."""

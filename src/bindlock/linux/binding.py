@@ -131,14 +131,12 @@ class Binding:
 
     def verify(self) -> bool:
         """Ask the kernel whether the descriptor still is the bound socket, and not closed, or reused for another."""
-        return self._socket is not None and _is_still(self._socket, self.address)
+        return self._socket is not None and _is_still(self._socket, self)
 
 
 def bindings() -> list[Binding]:
     """The names that this process has now."""
-    return [
-        binding for own, binding in list(_open.items()) if binding._socket is own and _is_still(own, binding.address)
-    ]
+    return [binding for own, binding in list(_open.items()) if binding._socket is own and _is_still(own, binding)]
 
 
 def _in_child() -> None:
@@ -146,7 +144,7 @@ def _in_child() -> None:
         for own, binding in list(_open.items()):
             if not binding.share:
                 del _open[own]
-                if _is_still(own, binding.address):
+                if _is_still(own, binding):
                     own.close()
                 else:
                     own.detach()
@@ -154,10 +152,11 @@ def _in_child() -> None:
         _fork_guard.release()
 
 
-def _is_still(own: socket, address: bytes) -> bool:
-    """Whether the descriptor is the socket we made, bound or not yet: other code may have closed and reused it."""
+def _is_still(own: socket, binding: Binding) -> bool:
+    """Whether the descriptor is the socket we made: other code may have closed it, and its number be another's now."""
     try:
-        return own.getsockname() in (address, "")
+        # Without an address: one that `bind` has not bound yet, or a stranger's.
+        return own.getsockname() in ((binding.address,) if binding._socket is own else (binding.address, ""))
     except OSError as error:
         from errno import EBADF, ENOTSOCK
 

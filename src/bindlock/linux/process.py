@@ -16,6 +16,7 @@ import errno
 import os
 import time
 from _signal import pidfd_send_signal  # `signal` would import enum
+from select import POLLIN, poll
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PF_EXITING = 0x4
@@ -27,7 +28,7 @@ _COMMAND_BYTES = 64 * 1024
 
 def started(pid: int) -> int | None:
     """The start time of a process in clock ticks since boot, or None when there is no such process to be seen."""
-    stat = _read(f"/proc/{pid}/stat")
+    stat = _read(f"/proc/{pid}/stat") if _proc_is_ours() else None
     return None if stat is None else int(_fields(stat)[19])
 
 
@@ -38,7 +39,7 @@ def age(start: int) -> float:
 
 def command_line(pid: int) -> tuple[str, ...]:
     """The arguments of a process; its bracketed thread name where it has none; empty when it is gone."""
-    line = _read(f"/proc/{pid}/cmdline", _COMMAND_BYTES)
+    line = _read(f"/proc/{pid}/cmdline", _COMMAND_BYTES) if _proc_is_ours() else None
     if line is None:
         return ()
     arguments = line.rstrip(b"\0")
@@ -48,8 +49,17 @@ def command_line(pid: int) -> tuple[str, ...]:
     return () if name is None else (f"[{os.fsdecode(name.rstrip())}]",)
 
 
+def exited(pidfd: int) -> bool:
+    """Whether the process of `pidfd` has exited, all its threads included."""
+    poller = poll()
+    poller.register(pidfd, POLLIN)
+    return bool(poller.poll(0))
+
+
 def dying(pid: int) -> bool:
-    """Whether a process that still is there has been killed, and will let go of everything without running again."""
+    """Whether a process is dead, or has been killed, and will let go of everything without running again."""
+    if not _proc_is_ours() or _read(f"/proc/{pid}/stat") is None:
+        return _gone(pid)  # it cannot be seen here: no /proc, hidepid, another PID namespace's
     if not _thread_dying(f"/proc/{pid}"):
         return False
     try:
@@ -63,6 +73,8 @@ def dying(pid: int) -> bool:
 
 def with_socket(inode: int) -> list[int]:
     """The processes that have a socket open, as far as we may look: our own, or all for root. The oldest first."""
+    if not _proc_is_ours():
+        return []
     wanted = f"socket:[{inode}]"
     return [pid for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))) if wanted in _links(pid)]
 
@@ -82,6 +94,24 @@ def signal_and_close(pidfd: int, number: int) -> None:
         pidfd_send_signal(pidfd, number)
     finally:
         os.close(pidfd)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return exited(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _proc_is_ours() -> bool:
+    """Whether /proc is there, and numbers processes as we do: it can be that of another PID namespace."""
+    status = _read("/proc/self/status") or b""
+    # NSpid: our numbers, from the namespace that /proc was mounted for down to our own (proc(5), Linux 4.1).
+    return any(line.split()[1:] == [b"%d" % os.getpid()] for line in status.splitlines() if line.startswith(b"NSpid:"))
 
 
 def _links(pid: int) -> set[str]:

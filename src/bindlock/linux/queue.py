@@ -14,10 +14,11 @@ from __future__ import annotations
 import errno
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
 from posix import close, pidfd_open
-from select import POLLIN, poll
+from select import poll
 from sys import byteorder
 
 from bindlock.linux.binding import FLAGS
+from bindlock.linux.process import exited
 
 _SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
 
@@ -76,7 +77,7 @@ class Peer:
             except ProcessLookupError:
                 self.gone = True
         if self.pidfd >= 0:
-            self.gone = exited(self.pidfd, 0)
+            self.gone = exited(self.pidfd)
 
     def close(self) -> None:
         """Close the pidfd."""
@@ -91,18 +92,8 @@ def hung_up(connection: socket, seconds: float | None) -> bool:
     No event but the hang-up is asked for (POLLHUP and POLLERR cannot be declined), so nothing that a stranger sends
     wakes us.
     """
-    return _poll(connection.fileno(), 0, seconds)
-
-
-def exited(pidfd: int, seconds: float | None) -> bool:
-    """Sleep until the process of `pidfd` has exited, all its threads included: True; or for `seconds`: False."""
-    return _poll(pidfd, POLLIN, seconds)
-
-
-def _poll(descriptor: int, events: int, seconds: float | None) -> bool:
     poller = poll()
-    poller.register(descriptor, events)
+    poller.register(connection, 0)
     # poll(2) takes a C int of milliseconds, 24 days at most: the caller asks again. It is rounded up, so that it does
     # not come back just before the deadline; and goes on after a signal whose handler returns (PEP 475).
-    milliseconds = None if seconds is None else min(int(seconds * 1000) + (seconds > 0), 2**31 - 1)
-    return bool(poller.poll(milliseconds))
+    return bool(poller.poll(None if seconds is None else min(int(seconds * 1000) + (seconds > 0), 2**31 - 1)))

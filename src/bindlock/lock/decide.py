@@ -58,7 +58,7 @@ ACQUIRE: Table = {
     # The name is free before the hang-up: try it first, whatever the time.
     ("QUEUED", "hang-up"): ("CLAIM", "CLAIM", "CLAIM"),
     ("QUEUED", "hurried"): ("PAUSED", "CLAIM", "CLAIM"),
-    ("QUEUED", "time"): ("QUEUED", "LOOK", "LOOK"),
+    ("QUEUED", "time"): ("QUEUED", "CLAIM", "CLAIM"),
     ("PAUSED", "tick"): ("CLAIM", "CLAIM", "CLAIM"),
     # Looked at when time is over, to tell the four answers apart.
     ("LOOK", "free"): ("PAUSED", "PAUSED", "REFUSED"),

@@ -43,7 +43,7 @@ class Holder:
     waiters: int
 
     def __init__(
-        self, name: str, pid: int | None, uid: int | None, gid: int | None, command: tuple[str, ...], inode: int, waiters: int,
+    #: The uid of the process at its `listen()`, else of the one that made the socket; None where it is unknown.
         _start: int | None, _address: bytes, _kind: int,
     ) -> None:  # fmt: skip
         values = (_address, _kind, _start, command, gid, inode, name, pid, uid, waiters)

@@ -104,7 +104,12 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Let the name go. Raises `NotHeld` when it was not held, `Lost` when other code had closed the descriptor."""
+        """Let the name go, with close(2) and nothing else.
+
+        Raises `NotHeld` when it was not held, `Lost` when other code had closed the descriptor. Where that code, or
+        some other since, may have opened a file of its own under the same number, look at `held` first: it tells them
+        apart, which would cost each release a system call.
+        """
         binding = self._binding
         if not binding.bound:
             from bindlock.errors import NotHeld, printable
