@@ -43,8 +43,8 @@ class Holder:
     waiters: int
 
     def __init__(
-    #: The uid of the process at its `listen()`, else of the one that made the socket; None where it is unknown.
-        _start: int | None, _address: bytes, _kind: int,
+        self, name: str, pid: int | None, uid: int | None, gid: int | None, command: tuple[str, ...], inode: int,
+        waiters: int, _start: int | None, _address: bytes, _kind: int,
     ) -> None:  # fmt: skip
         values = (_address, _kind, _start, command, gid, inode, name, pid, uid, waiters)
         for field, value in zip(self.__slots__, values, strict=True):
