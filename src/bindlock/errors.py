@@ -57,7 +57,7 @@ class Held(BindlockError, TimeoutError):
 
     @property
     def summary(self) -> str:
-        """One line: the name, who is in the way and since when."""
+        """One line: the name, who is in the way, and for how long that process has run."""
         return f"{printable(self.name)} is held by {self.holder or 'a process that could not be seen'}"
 
     def __str__(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
 import sys
+from _signal import SIG_DFL, SIGPIPE, signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +15,7 @@ import click
 import bindlock
 from bindlock.cli import run as run_module
 from bindlock.cli.contended import say
-from bindlock.errors import BindlockError, Held, printable
+from bindlock.errors import BindlockError, Held, os_error, printable
 from bindlock.linux.become import die_of_interrupts
 
 if TYPE_CHECKING:
@@ -25,17 +27,22 @@ if TYPE_CHECKING:
 
 NOT_HELD = 3  # LSB: "program is not running"
 USAGE_ERROR = 64
+SYSTEM_ERROR = 71
 INTERRUPTED = 130
+_WRITE_FAILURES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def main(arguments: list[str]) -> int:
     """Carry out a command line; the exit status."""
+    signal(SIGPIPE, SIG_DFL)  # nobody reads: end as any command does
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names are UTF-8, whatever the terminal can show
     try:
         status = cli.main(arguments, prog_name="bindlock", standalone_mode=False, complete_var="_BINDLOCK_COMPLETE")
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -48,9 +55,12 @@ def main(arguments: list[str]) -> int:
     except BindlockError as error:
         say(error.summary if isinstance(error, Held) else str(error))
         return error.exit_status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: nothing to say at exit, either
-        return 141  # as if SIGPIPE had ended us
+    except OSError as error:
+        if error.errno not in _WRITE_FAILURES:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try again at its exit
+        say(f"cannot write: {os_error(error.errno)}")
+        return SYSTEM_ERROR
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -82,7 +92,7 @@ class Signal(click.ParamType):  # type: ignore[type-arg]
         import signal
 
         text = str(value).upper()
-        if text.isdigit() and 0 < int(text) < signal.NSIG:
+        if text.isdecimal() and 0 < int(text) < signal.NSIG:
             return int(text)
         try:
             return int(signal.Signals["SIG" + text.removeprefix("SIG")])
@@ -129,21 +139,16 @@ def _no_traceback_on_interrupt(function: Callable[..., Any]) -> Callable[..., An
 @click.group(
     context_settings=_CONTEXT,
     epilog="""\b
-Examples:
-  bindlock run backup -- ./backup.sh      wait for the lock, then run
-  bindlock run -n backup -- ./backup.sh   run, or exit with 75 at once
-  bindlock status backup                  who has it, and since when
-  bindlock stop backup                    end the holder; returns when free
-
-Exit status: the command's own; 3 not held (status, signal); 64 usage; 69 cannot lock
-here; 71 system error; 75 held by another; 77 by a stranger; 126, 127 as a shell.""",
+Examples: bindlock run backup -- ./backup.sh
+          bindlock stop backup
+Exit status: the command's own; 3 not held; 64 usage; 69, 71 cannot lock;
+75 held by another; 77 by a stranger; 126, 127 as a shell.""",
 )
 @click.version_option(bindlock.__version__, prog_name="bindlock")
 def cli() -> None:
     """Let only one of these run: a lock that the kernel drops with its process.
 
-    A NAME is yours alone (--scope user), shared by all users (--scope host), or, written @name, the abstract socket of
-    any other program.
+    A NAME is yours alone, shared by all users (--scope host), or, written @name, a socket of any other program.
     """
 
 
@@ -188,12 +193,15 @@ def status(name: str, scope: str, as_json: bool) -> int:
     holder = bindlock.holder(name, scope=scope)
     if as_json:
         click.echo(json.dumps({"name": name, "scope": scope, "held": holder is not None} | _fields(holder)))
-    elif holder is None:
-        click.echo(f"{printable(name)} is free")
-    else:
+    if holder is None:
+        if not as_json:
+            click.echo(f"{printable(name)} is free")
+        return NOT_HELD
+    _trusted(holder)
+    if not as_json:
         waiting = f"; {holder.waiters} waiting" if holder.waiters else ""
         click.echo(f"{printable(name)} is held by {holder}{waiting}")
-    return 0 if holder else NOT_HELD
+    return 0
 
 
 @cli.command(
@@ -246,7 +254,7 @@ Exit status: 0 when it has let go, or nobody had it; 75 when it still has it."""
 @_json
 @_no_traceback_on_interrupt
 def stop(name: str, scope: str, number: int, timeout: float, kill: bool, as_json: bool) -> int:
-    """End the holder of the lock NAME; return when it has let go of the name.
+    """End the holder of the lock NAME; return when it has let go.
 
     The signal goes to that very process, by pidfd, never to one that got its PID.
     """
@@ -255,13 +263,13 @@ def stop(name: str, scope: str, number: int, timeout: float, kill: bool, as_json
     holder = bindlock.holder(name, scope=scope)
     try:
         if holder is not None:
-            _signal(holder, number)
+            _signal(_trusted(holder), number)
             try:
                 holder.wait(timeout)
             except Held:
                 if not kill:
                     raise
-                _signal(bindlock.holder(name, scope=scope) or holder, signal.SIGKILL)
+                _signal(_trusted(bindlock.holder(name, scope=scope) or holder), signal.SIGKILL)
                 holder.wait(timeout)
     except Held:
         now = bindlock.holder(name, scope=scope)
@@ -278,12 +286,12 @@ def stop(name: str, scope: str, number: int, timeout: float, kill: bool, as_json
 @_name
 @click.argument("number", metavar="SIG", type=Signal())
 def signal_(name: str, scope: str, number: int) -> int:
-    """Send the holder of the lock NAME the signal SIG: HUP, SIGHUP or 1."""
+    """Send the holder of the lock NAME a signal: HUP, SIGHUP or 1."""
     holder = bindlock.holder(name, scope=scope)
     if holder is None:
         say(f"{printable(name)} is free: nobody to signal")
         return NOT_HELD
-    holder.signal(number)
+    _trusted(holder).signal(number)
     return 0
 
 
@@ -308,10 +316,15 @@ def _fields(holder: Holder | None) -> dict[str, Any]:
     return {} if holder is None else holder.as_dict()
 
 
+def _trusted(holder: Holder) -> Holder:
+    """The holder; raises `Untrusted` for one whom the scope does not expect: no process of ours, nor ours to end."""
+    if not holder.trusted:
+        raise bindlock.Untrusted(holder.name, holder.uid or 0, holder)
+    return holder
+
+
 def _signal(holder: Holder, number: int) -> None:
     """Send it, unless the holder is gone already: then the wait that follows tells."""
-    import errno
-
     try:
         holder.signal(number)
     except bindlock.CannotSignal as error:

@@ -41,7 +41,8 @@ def acquire(plan: Plan) -> Lock | int:
 def explain_failure(plan: Plan, error: OSError | ValueError) -> int:
     """The exit status for a command that cannot be executed, and the reason on standard error."""
     code = error.errno if isinstance(error, OSError) else None
-    say(f"cannot run {printable(plan.command[0])}: {os_error(code) if code else error}")
+    hint = "; options stand before the name" if plan.command[0].startswith("-") else ""
+    say(f"cannot run {printable(plan.command[0])}: {os_error(code) if code else error}{hint}")
     return NOT_FOUND if code in (ENOENT, ENOTDIR) else NOT_EXECUTABLE
 
 

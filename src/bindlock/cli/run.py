@@ -9,7 +9,7 @@ import sys
 
 from bindlock.linux.become import become, die_of_interrupts
 from bindlock.linux.binding import Binding
-from bindlock.names import parse
+from bindlock.names import SCOPES, parse
 
 CONFLICT, NOT_EXECUTABLE, NOT_FOUND = 75, 126, 127
 
@@ -140,7 +140,14 @@ def status(text: str) -> int:
     return value
 
 
-_VALUES = {"wait": seconds, "conflict": status}
+def scope(text: str) -> str:
+    """A scope. Raises ValueError for anything else."""
+    if text not in SCOPES:
+        raise ValueError(f"{text!r} is no scope: it is 'user' or 'host'")
+    return text
+
+
+_VALUES = {"wait": seconds, "conflict": status, "scope": scope}
 
 
 def _shell() -> str:

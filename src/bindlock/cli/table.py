@@ -23,14 +23,38 @@ _INTERVAL = 1.0
 #: Wide enough for any line where there is no terminal: what reads it wants whole lines.
 _PIPE_WIDTH = 4096
 
-Row = tuple[bindlock.BoundName, "Holder | None"]
+
+class Row:
+    """One name, who has it, and how many wait."""
+
+    def __init__(self, bound: bindlock.BoundName, holder: Holder, waiters: int) -> None:
+        self.bound = bound
+        self.holder = holder
+        self.waiters = waiters
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that is known, for JSON."""
+        return self.holder.as_dict() | {"name": self.bound.name, "scope": self.bound.scope, "waiters": self.waiters}
+
+    def cells(self) -> tuple[str, ...]:
+        """What stands in the table, escaped."""
+        holder = self.holder
+        return (
+            printable(self.bound.name),
+            self.bound.scope,
+            "?" if holder.pid is None else str(holder.pid),
+            user(holder.uid),
+            command_text(holder.command),
+            "" if holder.age is None else duration(holder.age),
+            str(self.waiters),
+        )
 
 
 def show(every: bool, as_json: bool) -> None:
     """Print the list once."""
     rows = _rows(every, {})
     if as_json:
-        print(json.dumps([_as_dict(row) for row in rows], indent=2))
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
     else:
         console = _console()
         console.print(_table(rows))
@@ -39,7 +63,7 @@ def show(every: bool, as_json: bool) -> None:
 def watch(every: bool, as_json: bool) -> None:
     """Show the list until interrupted: live on a terminal, else again whenever it has changed."""
     console = _console()
-    known: dict[int, Holder | None] = {}
+    known: dict[int, Holder] = {}
     try:
         if console.is_terminal and not as_json:
             with Live(console=console, auto_refresh=False, transient=False) as live:
@@ -49,15 +73,11 @@ def watch(every: bool, as_json: bool) -> None:
         before: list[Any] | None = None
         while True:
             rows = _rows(every, known)
-            # Ages go on; they are no news.
-            now = [
-                (bound.name, bound.scope, bound.inode, holder and (holder.pid, holder.waiters))
-                for bound, holder in rows
-            ]
+            now = [(row.bound.inode, row.holder.pid, row.waiters) for row in rows]  # ages go on; they are no news
             if now != before:
                 before = now
                 if as_json:
-                    print(json.dumps([_as_dict(row) for row in rows]), flush=True)
+                    print(json.dumps([row.as_dict() for row in rows]), flush=True)
                 else:
                     console.print(_table(rows))
             time.sleep(_INTERVAL)
@@ -65,17 +85,18 @@ def watch(every: bool, as_json: bool) -> None:
         return
 
 
-def _rows(every: bool, known: dict[int, Holder | None]) -> list[Row]:
-    """Every name with its holder; a holder in `known` (by the socket's inode) is not looked for again."""
+def _rows(every: bool, known: dict[int, Holder]) -> list[Row]:
+    """Every name with its holder; a holder in `known` (by the socket's inode) is not asked again, which would take a
+    place in its queue at every look.
+    """
     rows: list[Row] = []
     for bound in bindlock.locks(every=every):
-        holder = known.get(bound.inode)
-        if holder is None or bound.queued != holder.waiters:
-            holder = bound.holder()
-        rows.append((bound, holder))
+        holder = known.get(bound.inode) or bound.holder()
+        if holder is not None:  # else it has become free since
+            rows.append(Row(bound, holder, bound.waiters()))
     known.clear()
-    known.update((bound.inode, holder) for bound, holder in rows)
-    return rows
+    known.update((row.bound.inode, row.holder) for row in rows)
+    return sorted(rows, key=lambda row: (row.bound.name, row.bound.scope))
 
 
 def _console() -> Console:
@@ -89,28 +110,11 @@ def _table(rows: list[Row]) -> Table:
         table.add_column(
             heading,
             justify="right" if heading in ("HOLDER", "AGE", "WAITERS") else "left",
-            no_wrap=True,
-            overflow="ellipsis" if heading == "COMMAND" else "fold",  # what is cut on a narrow terminal
+            # Rich makes narrow what may be wrapped, and cuts all else only when it still is too wide.
+            no_wrap=heading != "COMMAND",
+            overflow="ellipsis",
             min_width=len(heading),
         )
-    for bound, holder in rows:
-        age = holder.age if holder else None
-        cells = (
-            printable(bound.name),
-            bound.scope,
-            "?" if holder is None or holder.pid is None else str(holder.pid),
-            user(holder.uid if holder else bound.uid),
-            command_text(holder.command) if holder else "",
-            "" if age is None else duration(age),
-            str(holder.waiters if holder else bound.queued),
-        )
-        table.add_row(*(Text(cell) for cell in cells))
+    for row in rows:
+        table.add_row(*(Text(cell, no_wrap=True) for cell in row.cells()))
     return table
-
-
-def _as_dict(row: Row) -> dict[str, Any]:
-    bound, holder = row
-    fields: dict[str, Any] = {"pid": None, "uid": bound.uid, "user": user(bound.uid), "inode": bound.inode}
-    if holder is not None:
-        fields = holder.as_dict()
-    return fields | {"name": bound.name, "scope": bound.scope}

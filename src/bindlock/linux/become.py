@@ -6,6 +6,7 @@ would pass on; and in the C locale LC_CTYPE is set (PEP 538), which the command 
 
 from _signal import SIG_DFL, SIGINT, SIGPIPE, SIGXFSZ, default_int_handler, getsignal, signal
 from posix import dup, environ, execve, set_inheritable  # not os: see `bindlock.names`
+from sys import getfilesystemencodeerrors, getfilesystemencoding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,14 @@ def become(command: list[str], descriptor: int, variables: dict[bytes, bytes]) -
     signal(SIGPIPE, SIG_DFL)
     signal(SIGXFSZ, SIG_DFL)
     environment = {**environ, **variables, b"BINDLOCK_FD": str(descriptor).encode()}
-    if environment.get(b"LC_CTYPE") in _COERCED and not _was_given(b"LC_CTYPE="):
-        del environment[b"LC_CTYPE"]
+    if environment.get(b"LC_CTYPE") in _COERCED:
+        given = _given(b"LC_CTYPE=")
+        if given is None:
+            del environment[b"LC_CTYPE"]
+        else:
+            environment[b"LC_CTYPE"] = given
+    if not command[0]:
+        raise FileNotFoundError(2, "No such file or directory")  # as execve(2) says; Python's has no errno
     failure: OSError | None = None
     for path in _candidates(command[0]):
         try:
@@ -47,14 +54,14 @@ def become(command: list[str], descriptor: int, variables: dict[bytes, bytes]) -
     raise failure
 
 
-def _candidates(program: str) -> list[str]:
+def _candidates(program: str) -> list[bytes]:
+    encoded = program.encode(getfilesystemencoding(), getfilesystemencodeerrors())
     if "/" in program or not program:
-        return [program]
-    path = environ.get(b"PATH", _NO_PATH).decode("utf-8", "surrogateescape")
-    return [f"{directory or '.'}/{program}" for directory in path.split(":")]
+        return [encoded]
+    return [(directory or b".") + b"/" + encoded for directory in environ.get(b"PATH", _NO_PATH).split(b":")]
 
 
-def _execute(path: str, command: list[str], environment: dict[bytes, bytes]) -> "NoReturn":
+def _execute(path: bytes, command: list[str], environment: dict[bytes, bytes]) -> "NoReturn":
     try:
         execve(path, command, environment)
     except FileNotFoundError:
@@ -65,9 +72,14 @@ def _execute(path: str, command: list[str], environment: dict[bytes, bytes]) -> 
         if error.errno != ENOEXEC:
             raise
         # A script without "#!": execvp(3) has the shell read it, and so has flock(1).
-        execve("/bin/sh", ["sh", path, *command[1:]], environment)
+        execve("/bin/sh", ("sh", path, *command[1:]), environment)
 
 
-def _was_given(variable: bytes) -> bool:
-    with open("/proc/self/environ", "rb") as given:  # as it was at this process's own exec
-        return any(entry.startswith(variable) for entry in given.read().split(b"\0"))
+def _given(variable: bytes) -> bytes | None:
+    """Its value at this process's own exec; None when it had none, or there is no /proc to tell (a chroot)."""
+    try:
+        with open("/proc/self/environ", "rb") as given:
+            entries = given.read().split(b"\0")
+    except OSError:
+        return None
+    return next((entry[len(variable) :] for entry in entries if entry.startswith(variable)), None)

@@ -175,8 +175,7 @@ def wait(name: str, timeout: float | None = None, *, scope: str = "user") -> Non
     Raises `Held` after `timeout` seconds (None: never), `CannotLock` when the kernel cannot be asked,
     `InvalidArgument` for what cannot be a name or a time-out.
     """
-    parsed = parse(name, scope)
-    blocking = Blocking(parsed, None)
+    blocking = Blocking(parse(name, scope).trusting_all(), None)
     if blocking.run(WAIT, check_timeout(timeout)) != "FREE":
         raise Held(name, blocking.holder())
 

@@ -67,12 +67,11 @@ ACQUIRE: Table = {
     ("LOOK", "stranger"): ("UNTRUSTED", "UNTRUSTED", "UNTRUSTED"),
 }
 
-#: To see the name free, and leave it so. A holder is a holder, dying or not, trusted or not.
+#: To see the name free, and leave it so: any holder is a holder, so there are no strangers.
 WAIT: Table = {
     ("LOOK", "free"): ("FREE", "FREE", "FREE"),
     ("LOOK", "going"): ("CONNECT", "REFUSED", "REFUSED"),
     ("LOOK", "alive"): ("CONNECT", "REFUSED", "REFUSED"),
-    ("LOOK", "stranger"): ("CONNECT", "REFUSED", "REFUSED"),
     ("CONNECT", "queued"): ("QUEUED", "LOOK", "LOOK"),
     ("CONNECT", "unqueued"): ("PAUSED", "LOOK", "LOOK"),
     ("QUEUED", "hang-up"): ("LOOK", "LOOK", "LOOK"),

@@ -21,7 +21,7 @@ class Holder:
     Everything a stranger chose (the command line) is raw in here, and escaped by ``str()``.
     """
 
-    __slots__ = ("_address", "_kind", "_start", "command", "gid", "inode", "name", "pid", "uid", "waiters")
+    __slots__ = ("_address", "_kind", "_start", "command", "gid", "inode", "name", "pid", "trusted", "uid", "waiters")
 
     _address: bytes
     _kind: int
@@ -33,6 +33,8 @@ class Holder:
     pid: int | None
     #: The uid of the process at its `listen()`, else of the process that made the socket; None where it is unknown.
     uid: int | None
+    #: Whether the name's scope trusts that user; False is what `Untrusted` is raised for.
+    trusted: bool
     #: The gid that goes with `uid`, where that is known.
     gid: int | None
     #: The arguments of the process, at most 64 KiB of them; empty where they cannot be seen.
@@ -43,10 +45,10 @@ class Holder:
     waiters: int
 
     def __init__(
-        self, name: str, pid: int | None, uid: int | None, gid: int | None, command: tuple[str, ...], inode: int,
-        waiters: int, _start: int | None, _address: bytes, _kind: int,
+        self, name: str, pid: int | None, uid: int | None, gid: int | None, trusted: bool, command: tuple[str, ...],
+        inode: int, waiters: int, _start: int | None, _address: bytes, _kind: int,
     ) -> None:  # fmt: skip
-        values = (_address, _kind, _start, command, gid, inode, name, pid, uid, waiters)
+        values = (_address, _kind, _start, command, gid, inode, name, pid, trusted, uid, waiters)
         for field, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, field, value)
 
@@ -91,6 +93,7 @@ class Holder:
             "uid": self.uid,
             "gid": self.gid,
             "user": user(self.uid),
+            "trusted": self.trusted,
             "started": self.started,
             "age": self.age,
             "command": list(self.command),
@@ -121,7 +124,7 @@ class Holder:
 
     def __reduce__(self) -> tuple[type[Holder], tuple[Any, ...]]:
         fields = (
-            self.name, self.pid, self.uid, self.gid, self.command, self.inode, self.waiters,
+            self.name, self.pid, self.uid, self.gid, self.trusted, self.command, self.inode, self.waiters,
             self._start, self._address, self._kind,
         )  # fmt: skip
         return type(self), fields
@@ -151,10 +154,18 @@ def identify(name: Name, sighting: Sighting) -> Holder:
     if pid is None and sighting.inode:
         pid = next(iter(process.with_socket(sighting.inode)), None)
     return Holder(
-        name.text, pid, sighting.uid, sighting.gid, () if pid is None else process.command_line(pid), sighting.inode,
-        sighting.entry.waiters if sighting.entry else 0,
-        _start=None if pid is None else process.started(pid), _address=name.address, _kind=name.kind,
-    )  # fmt: skip
+        name=name.text,
+        pid=pid,
+        uid=sighting.uid,
+        gid=sighting.gid,
+        trusted=name.trusts(sighting.uid),
+        command=() if pid is None else process.command_line(pid),
+        inode=sighting.inode,
+        waiters=sighting.entry.waiters if sighting.entry else 0,
+        _start=None if pid is None else process.started(pid),
+        _address=name.address,
+        _kind=name.kind,
+    )
 
 
 def user(uid: int | None) -> str:

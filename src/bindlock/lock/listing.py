@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from bindlock.errors import CannotLock
 from bindlock.linux.diag import Diag, Entry
 from bindlock.lock.holder import Holder, identify
 from bindlock.lock.look import drop_dead, look
 from bindlock.names import Name, is_ours, spell
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class BoundName:
@@ -64,6 +70,12 @@ class BoundName:
         except OSError as error:
             raise CannotLock(self.name, error.errno or 0, "looking for its holder") from error
 
+    def waiters(self) -> int:
+        """How many live connections are in its queue now; 0 when it has become free. Disturbs nobody."""
+        with _asking() as diag:
+            now = diag.queues(self._entry)
+            return now.waiters if now else 0
+
     def __repr__(self) -> str:
         return f"<BoundName {self.name!r} scope={self.scope} uid={self.uid} inode={self.inode}>"
 
@@ -74,11 +86,17 @@ def locks(*, every: bool = False) -> list[BoundName]:
     One dump of sock_diag(7): nobody is disturbed, and 10 000 names take some 30 ms. Raises `CannotLock` where
     sock_diag is forbidden or missing.
     """
-    try:
-        with Diag() as diag:
-            entries = diag.bound()
-            drop_dead(diag, entries)
-    except OSError as error:
-        raise CannotLock("the list of names", error.errno or 0, "asking sock_diag") from error
+    with _asking() as diag:
+        entries = diag.bound()
+        drop_dead(diag, entries)
     entries.sort(key=lambda entry: entry.address)
     return [BoundName(entry) for entry in entries if every or is_ours(entry.address)]
+
+
+@contextmanager
+def _asking() -> Iterator[Diag]:
+    try:
+        with Diag() as diag:
+            yield diag
+    except OSError as error:
+        raise CannotLock("the list of names", error.errno or 0, "asking sock_diag") from error
