@@ -132,7 +132,7 @@ def _try(stage: Stage, signals: Interrupter) -> Callable[[], object]:
 
 def _freed(stage: Stage, signals: Interrupter) -> Callable[[], object]:
     stage.occupy()
-    signals.on_call = lambda name: stage.leave() if name == "_poll" else None
+    signals.on_call = lambda name: stage.leave() if name == "hung_up" else None
     return stage.lock.acquire
 
 
@@ -145,7 +145,7 @@ def _freed_without_queue(stage: Stage, signals: Interrupter) -> Callable[[], obj
 
 def _wait(stage: Stage, signals: Interrupter) -> Callable[[], object]:
     stage.occupy()
-    signals.on_call = lambda name: stage.leave() if name == "_poll" else None
+    signals.on_call = lambda name: stage.leave() if name == "hung_up" else None
     return lambda: bindlock.wait(stage.lock.name)
 
 
@@ -173,13 +173,15 @@ CASES: list[Case] = [
     _uncontended, _with, _release, _refused, _try, _freed, _freed_without_queue, _wait, _holder, _signal, _look_at_own,
 ]  # fmt: skip
 
+#: Those of which nothing is held when they raise: it takes a second exception to leave a lock that says it is held.
+ACQUIRING: list[Case] = [_uncontended, _refused, _try, _freed, _freed_without_queue]
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_instant(name: str, case: Case) -> None:
     """An exception from a signal handler, at whatever instant, leaves a held lock that says so, or nothing."""
     with stage(name) as here, Interrupter(PACKAGE) as signals:
-        case(here, signals)()  # loads what is loaded once only
-        here.check("without a signal")
+        interrupt(here, signals, case)  # loads what is loaded once only
         for instant in range(1, 100_000):
             interrupt(here, signals, case, instant)
             if not signals.raised:
@@ -192,8 +194,7 @@ def test_every_instant_of_the_clean_up(name: str, long: bool, case: Case) -> Non
     """A second exception, at whatever instant after the first, leaves no more behind than the first."""
     seen = set()
     with stage(name) as here, Interrupter(PACKAGE) as signals:
-        case(here, signals)()
-        here.check("without a signal")
+        interrupt(here, signals, case)
         for instant in range(1, 100_000):
             interrupt(here, signals, case, instant)
             if not signals.raised:
@@ -218,8 +219,43 @@ def interrupt(here: Stage, signals: Interrupter, case: Case, *instants: int) -> 
         assert error is None, f"nothing raised by the handler, but {error!r}"
     else:
         assert error is not None, f"swallowed at {places}"
+        if case in ACQUIRING and len(signals.raised) == 1:
+            assert not here.lock.held, f"acquire has raised at {places}, but the lock is held"
     del error, function
     here.check(places)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork and threads of the test runner, since Python 3.12
+def test_every_instant_of_a_fork(name: str) -> None:
+    """A signal that reaches a forked child before anything else does not make it keep the lock."""
+    with stage(name) as here, Interrupter(PACKAGE) as signals:
+        here.lock.acquire()
+        for instant in range(1, 1000):
+            pid = fork(signals, here.lock, instant)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            assert not status & KEPT, f"the child keeps the lock when interrupted at instant {instant}"
+            if not status & INTERRUPTED:
+                break
+        assert instant > 3
+        assert here.lock.held
+
+
+KEPT, INTERRUPTED = 1, 2
+
+
+def fork(signals: Interrupter, lock: bindlock.Lock, instant: int) -> int:
+    """Fork a child that is interrupted at that instant of its at-fork hooks, and exits with what came of it."""
+    own = os.fstat(lock.fileno()).st_ino
+    pids: list[int] = []
+    unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        signals.run(lambda: pids.append(os.fork()), instant)
+        if not pids[0]:
+            kept = any(link(number) == f"socket:[{own}]" for number in os.listdir("/proc/self/fd"))
+            os._exit(KEPT * kept + INTERRUPTED * bool(signals.raised))
+    finally:
+        sys.unraisablehook = unraisable
+    return pids[0]
 
 
 class Timer:
@@ -264,7 +300,7 @@ class Timer:
 def test_random_instants(name: str, seed: int, long: bool, burst: float) -> None:
     """Real signals at random microseconds of acquire, release and contended acquire do no harm either."""
     random_ = random.Random(seed)
-    rounds = 100_000 if long else 6_000
+    rounds = 100_000 if long else 4_000
     interrupted = {"alone": 0, "release": 0, "contended": 0}
     with stage(name) as here, Timer() as timer:
         lock = here.lock
@@ -274,8 +310,10 @@ def test_random_instants(name: str, seed: int, long: bool, burst: float) -> None
                 lock.acquire()
             elif case == "contended":
                 here.occupy()
-            function = {"release": lock.release, "alone": lock.acquire, "contended": lambda: lock.acquire(TIMEOUT)}[case]
-            span = {"release": 20e-6, "alone": 60e-6, "contended": TIMEOUT}[case]
+            function = {"release": lock.release, "alone": lock.acquire, "contended": lambda: lock.acquire(TIMEOUT)}[
+                case
+            ]
+            span = {"release": 20e-6, "alone": 60e-6, "contended": TIMEOUT * 1.6}[case]
             first = max(1e-6, span * random_.random())
             interrupted[case] += timer.interrupt(function, first, burst)
             here.check((number, case))
@@ -325,8 +363,7 @@ WAITER = """
 import sys, bindlock
 lock = bindlock.Lock(sys.argv[1])
 try:
-    from bindlock.lock import block
-    lock._acquire(None, lambda holder: print("waiting", flush=True))
+    lock.acquire(waiting=lambda holder: print("waiting", flush=True))
 except KeyboardInterrupt:
     print("interrupted", lock.held, flush=True)
     sys.stdin.readline()

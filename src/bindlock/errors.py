@@ -61,7 +61,7 @@ class Held(BindlockError, TimeoutError):
         return f"{printable(self.name)} is held by {self.holder or 'a process that could not be seen'}"
 
     def __str__(self) -> str:
-        return f"{self.summary}; wait longer, or end it: bindlock stop {printable(self.name)}"
+        return f"{self.summary}; wait longer, or end that process"
 
     def __reduce__(self) -> tuple[type[Held], tuple[str, Holder | None]]:
         return type(self), (self.name, self.holder)
@@ -130,6 +130,16 @@ class Lost(BindlockError, RuntimeError):
 
     The name may have been free, and held by others, for some time: what it guarded must be considered unguarded.
     """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{printable(name)} was lost: other code of this process closed its descriptor, and what the lock guarded "
+            "has been unguarded since; see that closerange() and daemonising come before the lock"
+        )
+
+    def __reduce__(self) -> tuple[type[Lost], tuple[str]]:
+        return type(self), (self.name,)
 
 
 class CannotSignal(BindlockError):

@@ -28,6 +28,8 @@ ROOM = 107
 _DIGEST_BYTES = 16
 _PADDED = "padded:@"
 _DATAGRAM = "datagram:@"
+_SEQPACKET = "seqpacket:@"
+_VERBATIM = ("@", _PADDED, _DATAGRAM, _SEQPACKET)
 #: Kinds of address that belong to other programs' conventions rather than to bindlock.
 SCOPES = ("user", "host")
 
@@ -90,6 +92,8 @@ def parse(text: str, scope: str = "user") -> Name:
         raise _invalid(f"unknown scope {scope!r}: it is 'user' or 'host'")
     if text.startswith("@"):
         return Name(text, "verbatim", b"\0" + _verbatim(text, text[1:]))
+    if text.startswith(_SEQPACKET):
+        raise _invalid(f"{text!r} is no name: a SOCK_SEQPACKET socket is no lock of anybody's")
     if text.startswith(_PADDED):
         tail = _verbatim(text, text[len(_PADDED) :])
         return Name(text, "verbatim", b"\0" + tail.ljust(ROOM, b"\0"))
@@ -116,13 +120,14 @@ def spell(address: bytes, kind: int = SOCK_STREAM) -> Name:
     prefix = f"{_snap_prefix()}bindlock/".encode()
     if kind == SOCK_STREAM and tail.startswith(prefix):
         owner, _, text = tail[len(prefix) :].decode(errors="backslashreplace").partition("/")
-        if text:
+        # What would itself be understood as verbatim can be bound, but not be spelled in a scope.
+        if text and not text.startswith(_VERBATIM):
             euid = geteuid()
             if owner == str(euid):
                 return Name(text, "user", address, trusted=(euid, 0))
             if owner == "host":
                 return Name(text, "host", address)
-    mark = "@" if kind == SOCK_STREAM else _DATAGRAM if kind == SOCK_DGRAM else "seqpacket:@"
+    mark = "@" if kind == SOCK_STREAM else _DATAGRAM if kind == SOCK_DGRAM else _SEQPACKET
     if len(tail) == ROOM and tail.endswith(b"\0") and kind == SOCK_STREAM:
         mark, tail = _PADDED, tail.rstrip(b"\0")
     return Name(mark + tail.decode(errors="backslashreplace"), "verbatim", address, kind)

@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import sys
 from _signal import SIG_DFL, SIGPIPE, signal
 from typing import TYPE_CHECKING, Any
@@ -104,11 +105,14 @@ def _complete_names(ctx: click.Context, _param: click.Parameter, incomplete: str
     from click.shell_completion import CompletionItem
 
     scope = ctx.params.get("scope", "user")
-    wanted = incomplete.startswith(("@", "padded:", "datagram:"))
+    verbatim = incomplete.startswith(("@", "padded:", "datagram:"))
     return [
         CompletionItem(bound.name)
-        for bound in bindlock.locks(every=wanted)
-        if bound.name.startswith(incomplete) and bound.name.isprintable() and (wanted or bound.scope == scope)
+        for bound in bindlock.locks(every=verbatim)
+        # A shell may insert it as it is, and anybody can bind a name: nothing that a shell might obey.
+        if re.fullmatch(r"[\w@%+=:,./-]+", bound.name)
+        and bound.name.startswith(incomplete)
+        and (verbatim or (bound.scope == scope and bound.trusted))
     ]
 
 
@@ -269,7 +273,9 @@ def stop(name: str, scope: str, number: int, timeout: float, kill: bool, as_json
             except Held:
                 if not kill:
                     raise
-                _signal(_trusted(bindlock.holder(name, scope=scope) or holder), signal.SIGKILL)
+                now = bindlock.holder(name, scope=scope)
+                if now is not None and now.inode == holder.inode:  # and not the next one, who is innocent
+                    _signal(now, signal.SIGKILL)
                 holder.wait(timeout)
     except Held:
         now = bindlock.holder(name, scope=scope)

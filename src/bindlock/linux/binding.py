@@ -8,8 +8,9 @@ The kernel's rules (unix(7); net/unix/af_unix.c and kernel/exit.c, Linux 6.12 an
   before anybody is told of the death (`do_exit`: `exit_files` and `exit_task_work` come before `exit_notify`).
 
 Fork: a child inherits every descriptor, and would keep the name bound after its parent released it. So all sockets
-made here are in `_open` *before* they are bound, and the child closes them first thing. That leaves the instant between
-socket(2) and the entry, if another thread forks just then: `_fork_guard` is held over it, and over every fork.
+made here are in `_open` *before* they are bound, and the child closes them before it runs any other code. That leaves
+two instants, if another thread forks just then: between socket(2) and the entry; and between the socket object's
+forgetting its descriptor and close(2). `_fork_guard` is held over both, and over every fork.
 
 Signals: CPython runs Python signal handlers after a call has returned, at a backward jump and at a function's start;
 never between two plain assignments. So whatever must be done or left undone together stands between two calls, and
@@ -20,17 +21,18 @@ a socket is always in the hands of an object that closes it.
 """
 
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
-from _thread import RLock, get_ident
+from _thread import RLock, _local
 from posix import close, fstat, register_at_fork
 
 #: Places in the queue; the kernel takes the smaller of this and net.core.somaxconn (4096 since Linux 5.4).
 BACKLOG = 4096
 FLAGS = SOCK_CLOEXEC | SOCK_NONBLOCK
 
-#: Every socket of this process that is, or is about to be, bound to a lock's name. Strong references: a `Lock` that is
-#: dropped must find its socket open, to say so before it closes it.
-_open: "dict[socket, Binding]" = {}
+#: Every socket of this process that is, or is about to be, bound to a lock's name, by its descriptor's number. Strong
+#: references: a `Lock` that is dropped must find its socket open, to say so before it closes it.
+_open: "dict[int, tuple[socket, Binding]]" = {}
 _fork_guard = RLock()
+_threads = _local()
 
 
 class Binding:
@@ -44,7 +46,7 @@ class Binding:
         #: Whether forked children keep the name bound, too.
         self.share = share
         #: The thread that bound it last.
-        self.thread = 0
+        self.thread: object = None
         self._socket: socket | None = None
 
     @property
@@ -68,12 +70,16 @@ class Binding:
             from errno import EADDRINUSE
 
             raise OSError(EADDRINUSE, "bound already")
-        thread = get_ident()
+        thread = this_thread()
         own = None
+        number = -1
         try:
             with _fork_guard:
                 own = socket(AF_UNIX, self.kind | FLAGS)
-                _open[own] = self
+                number = own.fileno()
+                if number in _open:  # it was closed behind our back, or the kernel would not give out its number
+                    _open[number][0].detach()
+                _open[number] = own, self
             own.bind(self.address)
             if self.kind == SOCK_STREAM:
                 own.listen(BACKLOG)
@@ -81,26 +87,35 @@ class Binding:
             self._socket = own
         except BaseException:
             if own is not None:
-                if own in _open:  # not pop(): a call, after which a second signal could keep us from close()
-                    del _open[own]
-                own.close()
+                try:
+                    with _fork_guard:
+                        own.close()
+                finally:
+                    own.close()  # a second signal has kept us from it, or nothing to do
+                    if number in _open and _open[number][0] is own:
+                        del _open[number]
             raise
 
     def close(self) -> None:
         """Let the name go. Raises OSError (EBADF) when other code closed the descriptor before."""
         own = self._socket
         if own is not None:
+            number = own.fileno()
             try:
-                own.close()  # from here on `bound` is False, whatever interrupts us
+                with _fork_guard:  # Python forgets the number before the kernel does
+                    own.close()  # from here on `bound` is False, whatever interrupts us
             finally:
-                _open.pop(own, None)
+                if number in _open and _open[number][0] is own:
+                    del _open[number]
 
     def detach(self) -> int:
-        """Leave the name bound for as long as the process lives; the descriptor's number."""
+        """Forget the socket and leave it open, for as long as the process lives; the descriptor's number, or -1."""
         own = self._socket
         if own is None:
             return -1
-        _open.pop(own, None)
+        number = own.fileno()
+        if number in _open and _open[number][0] is own:
+            del _open[number]
         return own.detach()
 
     def fileno(self) -> int:
@@ -108,8 +123,15 @@ class Binding:
         return -1 if self._socket is None else self._socket.fileno()
 
     def inode(self) -> int:
-        """The inode of the bound socket: what sock_diag(7) and /proc call it by."""
-        return fstat(self.fileno()).st_ino
+        """The inode of the bound socket: what sock_diag(7) and /proc call it by; 0 when it is bound no more."""
+        try:
+            return fstat(self.fileno()).st_ino
+        except OSError as error:
+            from errno import EBADF
+
+            if error.errno != EBADF:  # another thread has released it
+                raise
+            return 0
 
     def drop_dead(self, count: int) -> None:
         """Accept and close the first `count` connections of the queue, whose clients are gone.
@@ -128,6 +150,11 @@ class Binding:
                 close(descriptor)
         except BlockingIOError:
             pass  # somebody else emptied the queue
+        except OSError as error:
+            from errno import EBADF, EINVAL
+
+            if error.errno not in (EBADF, EINVAL):  # another thread has released it
+                raise
 
     def verify(self) -> bool:
         """Ask the kernel whether the descriptor still is the bound socket, and not closed, or reused for another."""
@@ -136,20 +163,26 @@ class Binding:
 
 def bindings() -> list[Binding]:
     """The names that this process has now."""
-    return [binding for own, binding in list(_open.items()) if binding._socket is own and _is_still(own, binding)]
+    return [binding for own, binding in list(_open.values()) if binding._socket is own and _is_still(own, binding)]
 
 
-def _in_child() -> None:
+def this_thread() -> object:
+    """What tells this thread from all others, past ones included: the numbers of those are used again."""
     try:
-        for own, binding in list(_open.items()):
-            if not binding.share:
-                del _open[own]
-                if _is_still(own, binding):
-                    own.close()
-                else:
-                    own.detach()
-    finally:
-        _fork_guard.release()
+        return _threads.identity
+    except AttributeError:
+        _threads.identity = identity = object()
+        return identity
+
+
+def _drop_in_child() -> None:
+    for number, (own, binding) in list(_open.items()):
+        if not binding.share:
+            if _is_still(own, binding):
+                own.close()
+            else:
+                own.detach()
+            del _open[number]
 
 
 def _is_still(own: socket, binding: Binding) -> bool:
@@ -157,12 +190,12 @@ def _is_still(own: socket, binding: Binding) -> bool:
     try:
         # Without an address: one that `bind` has not bound yet, or a stranger's.
         return own.getsockname() in ((binding.address,) if binding._socket is own else (binding.address, ""))
-    except OSError as error:
-        from errno import EBADF, ENOTSOCK
-
-        if error.errno in (EBADF, ENOTSOCK):
-            return False
-        raise
+    except OSError:
+        return False  # closed (EBADF), or a file or socket of some other kind
 
 
-register_at_fork(before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_in_child)
+# Twice, for a signal handler that raises in the first leaves the rest to the second: the interpreter reports what is
+# raised in a hook, and goes on. The guard is given back by a hook without Python code, which no signal can interrupt.
+register_at_fork(before=_fork_guard.acquire, after_in_child=_drop_in_child)
+register_at_fork(after_in_parent=_fork_guard.release, after_in_child=_drop_in_child)
+register_at_fork(after_in_child=_fork_guard.release)

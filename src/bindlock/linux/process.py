@@ -15,8 +15,13 @@ from __future__ import annotations
 import errno
 import os
 import time
+from _io import FileIO
 from _signal import pidfd_send_signal  # `signal` would import enum
 from select import POLLIN, poll
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PF_EXITING = 0x4
@@ -49,10 +54,20 @@ def command_line(pid: int) -> tuple[str, ...]:
     return () if name is None else (f"[{os.fsdecode(name.rstrip())}]",)
 
 
-def exited(pidfd: int) -> bool:
-    """Whether the process of `pidfd` has exited, all its threads included."""
+def pidfd(source: Callable[..., int], *arguments: object) -> FileIO:
+    """A pidfd in an object that closes it, for a `with` statement; `source` is called for it with the arguments.
+
+    Everything from the system call to the object is done by C code: after a call in Python a signal handler may raise,
+    and a bare number that nothing owns yet would be lost.
+    """
+    (owner,) = map(FileIO, map(source, *((argument,) for argument in arguments)))
+    return owner
+
+
+def exited(owner: FileIO) -> bool:
+    """Whether the process of a pidfd has exited, all its threads included."""
     poller = poll()
-    poller.register(pidfd, POLLIN)
+    poller.register(owner, POLLIN)
     return bool(poller.poll(0))
 
 
@@ -71,40 +86,40 @@ def dying(pid: int) -> bool:
     return all(_thread_dying(f"/proc/{pid}/task/{thread}") for thread in threads)
 
 
-def with_socket(inode: int) -> list[int]:
-    """The processes that have a socket open, as far as we may look: our own, or all for root. The oldest first."""
+def with_socket(inode: int, uid: int | None) -> list[int]:
+    """The processes that have a socket open, as far as we may look: our own, or all for root. The lowest PID first.
+
+    A socket can be sent to anybody who receives descriptors. So one that `uid` made, or listens on, is looked for only
+    where that user could have left it on purpose: in processes of the same user, or anywhere when it is root's.
+    """
     if not _proc_is_ours():
         return []
     wanted = f"socket:[{inode}]"
-    return [pid for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))) if wanted in _links(pid)]
+    pids = sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
+    return [pid for pid in pids if wanted in _links(pid) and uid in (None, 0, _effective_uid(pid))]
 
 
-def open_pidfd(pid: int, start: int) -> int:
-    """A pidfd of just the process with that PID and start time. Raises ProcessLookupError when it is gone."""
-    pidfd = os.pidfd_open(pid)
-    if started(pid) != start:
-        os.close(pidfd)
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-    return pidfd
+def send_signal(pid: int, start: int, number: int) -> None:
+    """Send a signal to just the process with that PID and start time. Raises ProcessLookupError when it is gone."""
+    with pidfd(os.pidfd_open, pid) as owner:
+        if started(pid) != start:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        pidfd_send_signal(owner.fileno(), number)
 
 
-def signal_and_close(pidfd: int, number: int) -> None:
-    """pidfd_send_signal(2), and the pidfd is closed in any case."""
-    try:
-        pidfd_send_signal(pidfd, number)
-    finally:
-        os.close(pidfd)
+def _effective_uid(pid: int) -> int | None:
+    for line in (_read(f"/proc/{pid}/status") or b"").splitlines():
+        if line.startswith(b"Uid:"):
+            return int(line.split()[2])
+    return None
 
 
 def _gone(pid: int) -> bool:
     try:
-        pidfd = os.pidfd_open(pid)
+        with pidfd(os.pidfd_open, pid) as owner:
+            return exited(owner)
     except ProcessLookupError:
         return True
-    try:
-        return exited(pidfd)
-    finally:
-        os.close(pidfd)
 
 
 def _proc_is_ours() -> bool:

@@ -12,24 +12,25 @@ The kernel's rules (unix(7); net/unix/af_unix.c, Linux 6.12 and 6.18):
 from __future__ import annotations
 
 import errno
+from _signal import pidfd_send_signal  # `signal` would import enum
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
-from posix import close, pidfd_open
+from posix import pidfd_open
 from select import poll
 from sys import byteorder
 
 from bindlock.linux.binding import FLAGS
-from bindlock.linux.process import exited
+from bindlock.linux.process import exited, pidfd
 
 _SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
 
 
-def queue(address: bytes) -> socket | int:
+def queue(address: bytes, kind: int = SOCK_STREAM) -> socket | int:
     """Take a place in the queue of whoever listens at `address`: the connection, or the errno of the refusal.
 
     ECONNREFUSED: nobody listens, so the name is free, or bound only. EAGAIN: the queue is full. EPERM, EACCES: a
     security policy (Landlock's scope, AppArmor, SELinux). EPROTOTYPE: bound with another socket type.
     """
-    connection = socket(AF_UNIX, SOCK_STREAM | FLAGS)
+    connection = socket(AF_UNIX, kind | FLAGS)
     refusal: int = connection.connect_ex(address)
     if not refusal:
         return connection
@@ -49,41 +50,40 @@ def _credentials(connection: socket) -> tuple[int, int, int]:
 
 
 class Peer:
-    """Who listened at an address, as the kernel wrote it down for one connection (SO_PEERCRED, unix(7)).
+    """Who listened at an address, as the kernel wrote it down for one connection (SO_PEERCRED, unix(7))."""
 
-    pid is None when the process has no number in our PID namespace. `pidfd` is -1 where none can be had; otherwise
-    close it with `close`.
-    """
-
-    __slots__ = ("gid", "gone", "pid", "pidfd", "uid")
+    __slots__ = ("gid", "gone", "pid", "uid")
 
     def __init__(self, connection: socket) -> None:
-        self.pidfd = -1
         pid, self.uid, self.gid = _credentials(connection)
+        #: None when the process has no number in our PID namespace.
         self.pid: int | None = pid or None
         #: The kernel says that this process is no more.
-        self.gone = False
+        self.gone = self._is_gone(connection)
+
+    def _is_gone(self, connection: socket) -> bool:
         try:
-            self.pidfd = connection.getsockopt(SOL_SOCKET, _SO_PEERPIDFD)
+            with pidfd(connection.getsockopt, SOL_SOCKET, _SO_PEERPIDFD) as owner:
+                return exited(owner)
         except OSError as error:
             # Linux 6.12 and before refuse a process that has been reaped; before 6.5 there is no such option.
             if error.errno in (errno.EINVAL, errno.ESRCH):
-                self.gone = True
-            elif error.errno != errno.ENOPROTOOPT:
+                return True
+            if error.errno != errno.ENOPROTOOPT:
                 raise
-        if self.pidfd < 0 and not self.gone and self.pid is not None:
-            try:
-                self.pidfd = pidfd_open(self.pid)
-            except ProcessLookupError:
-                self.gone = True
-        if self.pidfd >= 0:
-            self.gone = exited(self.pidfd)
+        if self.pid is None:
+            return False
+        try:
+            with pidfd(pidfd_open, self.pid) as owner:
+                return exited(owner)
+        except ProcessLookupError:
+            return True
 
-    def close(self) -> None:
-        """Close the pidfd."""
-        descriptor, self.pidfd = self.pidfd, -1
-        if descriptor >= 0:
-            close(descriptor)
+
+def signal_peer(connection: socket, number: int) -> None:
+    """Send whoever listened a signal, be it in another PID namespace: Linux 6.5, else OSError with ENOPROTOOPT."""
+    with pidfd(connection.getsockopt, SOL_SOCKET, _SO_PEERPIDFD) as owner:
+        pidfd_send_signal(owner.fileno(), number)
 
 
 def hung_up(connection: socket, seconds: float | None) -> bool:
@@ -96,4 +96,4 @@ def hung_up(connection: socket, seconds: float | None) -> bool:
     poller.register(connection, 0)
     # poll(2) takes a C int of milliseconds, 24 days at most: the caller asks again. It is rounded up, so that it does
     # not come back just before the deadline; and goes on after a signal whose handler returns (PEP 475).
-    return bool(poller.poll(None if seconds is None else min(int(seconds * 1000) + (seconds > 0), 2**31 - 1)))
+    return bool(poller.poll(None if seconds is None else int(min(seconds * 1000 + (seconds > 0), 2**31 - 1))))

@@ -1,17 +1,17 @@
 """The blocking driver: carries out what `bindlock.lock.decide` says, and sleeps in poll(2).
 
-The driver owns one thing, its place in the holder's queue (a connection), and closes it on every way out, before the
-name is tried: so once the name is had nothing is left to do that a signal handler could interrupt.
+The driver owns one thing, its place in the holder's queue (a connection), and closes it on every way out, and before
+the name is tried. What a signal handler raises after the name was had, and before the caller knows, makes `acquire`
+give it back.
 """
 
 from __future__ import annotations
 
 import errno
 import time
-from _thread import get_ident
 
-from bindlock.errors import AlreadyHeld, CannotLock, Held, Untrusted, printable
-from bindlock.linux.binding import Binding, bindings
+from bindlock.errors import AlreadyHeld, CannotLock, Held, Lost, Untrusted, printable
+from bindlock.linux.binding import Binding, bindings, this_thread
 from bindlock.linux.queue import hung_up, peer_uid, queue
 from bindlock.lock.decide import ACQUIRE, ENDS, WAIT, Decision
 from bindlock.lock.holder import Holder, identify
@@ -45,6 +45,7 @@ class Blocking:
         self._inode = inode
         #: Called once, when there is somebody to wait for.
         self._waiting = waiting
+        self._telling = False
         self._place: socket | None = None
         self._sighting: Sighting | None = None
 
@@ -64,6 +65,8 @@ class Blocking:
                 event = steps[state](decision)
                 state = decision.next(event, time.monotonic())
         except OSError as error:
+            if error.errno is None or self._telling:
+                raise  # not the kernel's: a signal handler's, or the caller's own
             action = {"CLAIM": "binding its name", "CONNECT": "queueing for it"}.get(state, "looking at its holder")
             raise CannotLock(self._name.text, error.errno or 0, action) from error
         finally:
@@ -71,10 +74,15 @@ class Blocking:
         return state
 
     def holder(self) -> Holder | None:
-        """Who was in the way when last looked."""
-        if self._sighting is None:
-            self._sighting = look(self._name)
-        return identify(self._name, self._sighting) if self._sighting else None
+        """Who was in the way when last looked; None when that cannot be seen."""
+        try:
+            if self._sighting is None:
+                self._sighting = look(self._name)
+            return identify(self._name, self._sighting) if self._sighting else None
+        except OSError as error:
+            if error.errno is None:
+                raise
+            return None  # that it is held is known, and said, all the same
 
     def _claim(self, _: Decision) -> Event:
         self._leave_queue()
@@ -92,7 +100,9 @@ class Blocking:
             tell, self._waiting = self._waiting, None
             holder = self.holder()
             if holder is not None:
+                self._telling = True
                 tell(holder)
+                self._telling = False
         place = queue(self._name.address) if self._name.listens else errno.EPROTOTYPE
         if not isinstance(place, int):
             self._place = place
@@ -144,16 +154,19 @@ def acquire(
     Raises `Held`, `Untrusted`, `CannotLock`, or whatever a signal handler raises, and then nothing is bound; or
     `AlreadyHeld` when the calling thread would wait for itself.
     """
-    thread = get_ident()
+    if binding.bound and not binding.verify():
+        binding.detach()  # its number may be another's by now
+        raise Lost(name.text)
+    thread = this_thread()
     for own in bindings():
-        if own.thread == thread and (own is binding or (timeout is None and own.key == name.key)):
+        if own.thread is not thread:
+            continue
+        if own is binding:
+            raise AlreadyHeld(f"{printable(name.text)} is held by this thread, by this very object; release it first")
+        if own.key == name.key and (timeout is None or timeout == _FOREVER):
             raise AlreadyHeld(
-                f"{printable(name.text)} is already held by this thread"
-                + (
-                    ", by this very object; release it first"
-                    if own is binding
-                    else " through another Lock object, so that waiting without a time-out could never end"
-                )
+                f"{printable(name.text)} is held by this thread, by another Lock object: without a time-out it would "
+                "wait for itself for ever; release that, or give a time-out"
             )
     wait = Blocking(name, binding, waiting=waiting)
     try:
@@ -164,7 +177,7 @@ def acquire(
             stranger = wait.holder()
             raise Untrusted(name.text, (stranger and stranger.uid) or 0, stranger)
     except BaseException:
-        if binding.thread == thread and binding.bound:
+        if binding.thread is thread and binding.bound:
             binding.close()  # a signal handler has raised after the name was had, and before we could say so
         raise
 

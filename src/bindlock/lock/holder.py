@@ -7,7 +7,7 @@ import time
 
 from bindlock.errors import CannotLock, CannotSignal, Held, os_error, printable
 from bindlock.linux import process
-from bindlock.lock.look import Sighting, ask_listener, look
+from bindlock.lock.look import Sighting, look, signal_listener
 from bindlock.names import Name, parse
 
 TYPE_CHECKING = False
@@ -70,7 +70,10 @@ class Holder:
         PID namespace.
         """
         try:
-            process.signal_and_close(self._pidfd(), number)
+            if self.pid is not None and self._start is not None:
+                process.send_signal(self.pid, self._start, number)
+            else:
+                signal_listener(Name(self.name, "", self._address, self._kind), self.inode, number)
         except OSError as error:
             code = error.errno or errno.EINVAL
             raise CannotSignal(f"cannot signal {self}: {os_error(code)}", code) from error
@@ -101,11 +104,6 @@ class Holder:
             "waiters": self.waiters,
         }
 
-    def _pidfd(self) -> int:
-        if self.pid is not None and self._start is not None:
-            return process.open_pidfd(self.pid, self._start)
-        return ask_listener(Name(self.name, "", self._address, self._kind), self.inode)
-
     def __str__(self) -> str:
         who = f"pid {'unknown' if self.pid is None else self.pid} ({user(self.uid)}"
         if self.command:
@@ -132,7 +130,8 @@ class Holder:
     def __setattr__(self, field: str, value: object) -> None:
         raise AttributeError(f"a Holder is a snapshot: {field} cannot be set")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, field: str) -> None:
+        raise AttributeError(f"a Holder is a snapshot: {field} cannot be deleted")
 
 
 def holder(name: str, *, scope: str = "user") -> Holder | None:
@@ -152,7 +151,7 @@ def identify(name: Name, sighting: Sighting) -> Holder:
     """The process behind a sighting: the one that listened, or where that is gone one that has the socket now."""
     pid = None if sighting.gone else sighting.listener
     if pid is None and sighting.inode:
-        pid = next(iter(process.with_socket(sighting.inode)), None)
+        pid = next(iter(process.with_socket(sighting.inode, sighting.uid)), None)
     return Holder(
         name=name.text,
         pid=pid,

@@ -4,7 +4,7 @@ The same words do two things, and Python calls the function before it is known f
 statement must take the lock at once, as a decorator it must not (the module may only be imported, by a test, say, while
 the program runs). Where it stands tells them apart: right behind an ``@``, in the source line that the interpreter says
 is being executed. Where there is no source to be read (``python -c``, a zip file) the lock is taken at once: too
-early at worst, never not at all.
+early rather than not at all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SingleInstance:
             try:
                 return function(*args, **kwargs)
             finally:
-                if self._lock.held:  # not in a forked child that has come back from `function`
+                if self._lock.fileno() >= 0:  # not in a forked child that has come back from `function`
                     self._lock.release()
 
         return alone

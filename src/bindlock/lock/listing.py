@@ -52,6 +52,11 @@ class BoundName:
         return self._entry.uid
 
     @property
+    def trusted(self) -> bool:
+        """Whether the scope of the name trusts that user."""
+        return self._name.trusts(self._entry.uid)
+
+    @property
     def inode(self) -> int:
         """The inode of the socket."""
         return self._entry.inode

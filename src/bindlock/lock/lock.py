@@ -85,6 +85,8 @@ class Lock:
             self._binding.bind()
             return
         except OSError as error:
+            if error.errno is None:
+                raise  # not the kernel's: a signal handler's, such as TimeoutError
             if error.errno != errno.EADDRINUSE:
                 from bindlock.errors import CannotLock
 
@@ -120,12 +122,9 @@ class Lock:
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            from bindlock.errors import Lost, printable
+            from bindlock.errors import Lost
 
-            raise Lost(
-                f"{printable(self.name)} was lost: other code of this process closed its descriptor, and what the lock "
-                "guarded has been unguarded since; see that closerange() and daemonising come before the lock"
-            ) from error
+            raise Lost(self.name) from error
 
     def detach(self) -> int:
         """Keep the name for as long as the process lives, and forget it: the descriptor, or -1 when not held."""

@@ -12,11 +12,12 @@ SO_PEERCRED), and who has it open now (/proc).
 from __future__ import annotations
 
 import errno
+from _socket import SOCK_DGRAM
 
 from bindlock.linux import process
 from bindlock.linux.binding import bindings
 from bindlock.linux.diag import Diag, Entry
-from bindlock.linux.queue import Peer, queue
+from bindlock.linux.queue import Peer, queue, signal_peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,16 +70,19 @@ def look(name: Name) -> Sighting | None:
     return _connect_only(name)
 
 
-def ask_listener(name: Name, inode: int) -> int:
-    """A pidfd of the process that listens on the socket `inode`; close it. Raises ProcessLookupError without one."""
-    peer = _ask_peer(name.address) if name.listens else errno.EPROTOTYPE
-    if not isinstance(peer, int):
+def signal_listener(name: Name, inode: int, number: int) -> None:
+    """Send a signal to the process that listens on the socket `inode`. Raises ProcessLookupError without one."""
+    connection = queue(name.address) if name.listens else errno.EPROTOTYPE
+    if isinstance(connection, int):
+        raise ProcessLookupError(errno.ESRCH, "no process to be found by its socket")
+    try:
         with Diag() as diag:
-            same = any(e.inode == inode and e.key == name.key for e in diag.bound(frozenset({name.address})))
-        if same and peer.pidfd >= 0:
-            return peer.pidfd
-        peer.close()
-    raise ProcessLookupError(errno.ESRCH, "no process to be found by its socket")
+            # Still the holder that was meant: then so it was when we connected.
+            if not any(e.inode == inode and e.key == name.key for e in diag.bound(frozenset({name.address}))):
+                raise ProcessLookupError(errno.ESRCH, "it holds the name no more")
+        signal_peer(connection, number)
+    finally:
+        connection.close()
 
 
 def drop_dead(diag: Diag, entries: Iterable[Entry]) -> None:
@@ -95,39 +99,43 @@ def drop_dead(diag: Diag, entries: Iterable[Entry]) -> None:
 
 def _look(diag: Diag, name: Name) -> Sighting | None:
     wanted = frozenset({name.address, *(binding.address for binding in bindings())})
+    entry = None
     for _ in range(_TRIES):
         entries = diag.bound(wanted)
         drop_dead(diag, entries)
         entry = next((entry for entry in entries if entry.key == name.key), None)
         if entry is None:
-            return None
+            # A dump may leave a socket out; connect(2) looks it up.
+            if not name.listens or _ask_peer(name.address) == errno.ECONNREFUSED:
+                return None
+            continue
         peer = _ask_peer(name.address) if entry.roomy else errno.EAGAIN
-        try:
-            # Exclusion makes this a proof: had the name changed hands, the socket seen before would be gone.
-            now = diag.queues(entry)
-            if now is not None:
-                return Sighting(now, None if isinstance(peer, int) else peer)
-        finally:
-            if not isinstance(peer, int):
-                peer.close()
+        # Exclusion makes this a proof: had the name changed hands, the socket seen before would be gone.
+        now = diag.queues(entry)
+        if now is not None:
+            return Sighting(now, None if isinstance(peer, int) else peer)
     return Sighting(entry, None)
 
 
 def _connect_only(name: Name) -> Sighting | None:
     """The look that is left without sock_diag."""
-    if not name.listens:
-        raise OSError(errno.EOPNOTSUPP, "without sock_diag a datagram socket cannot be looked at")
-    peer = _ask_peer(name.address)
+    peer = _ask_peer(name.address) if name.listens else _ask_datagram(name.address)
     if isinstance(peer, int):
         return None if peer == errno.ECONNREFUSED else Sighting(None, None)
-    try:
-        return Sighting(None, peer)
-    finally:
-        peer.close()
+    return Sighting(None, peer)
+
+
+def _ask_datagram(address: bytes) -> int:
+    """The errno of connecting a datagram socket; 0 when something is bound there, which is not disturbed by it."""
+    connection = queue(address, SOCK_DGRAM)
+    if isinstance(connection, int):
+        return connection
+    connection.close()
+    return 0
 
 
 def _ask_peer(address: bytes) -> Peer | int:
-    """Who listens there, by way of a connection (close it), or the errno of the refusal."""
+    """Who listens there, by way of a connection, or the errno of the refusal."""
     connection = queue(address)
     if isinstance(connection, int):
         if connection in _REFUSALS:
