@@ -1,4 +1,4 @@
-"""What every test gets: a name of its own, real processes that are gone afterwards, and a search for what it left behind."""
+"""What every test gets: a name of its own, real processes that are gone afterwards, and a search for what is left."""
 
 from __future__ import annotations
 
@@ -68,4 +68,3 @@ def descriptors() -> dict[str, str]:
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-

@@ -628,3 +628,41 @@ def test_commands_without_sockets(name: str, words: str) -> None:
     )
     assert (ended.returncode, ended.stdout) == (69, "")
     assert ended.stderr.startswith("bindlock: cannot lock ")
+
+
+OBEYED_BY_SHELLS = ("$(touch${IFS}x)", "`x`", "a b", "x;y", "x|y", "x&y", "*", "~x", "\\x", "'x", '"x', "x>y")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_completion_offers_nothing_a_shell_obeys(name: str) -> None:
+    """Names with anything that a shell might obey are not completed: anybody can bind one."""
+    with contextlib.ExitStack() as stack:
+        for tail in OBEYED_BY_SHELLS:
+            stack.enter_context(bindlock.Lock(f"@{name}{tail}"))
+        stack.enter_context(bindlock.Lock(f"@{name}-good"))
+        assert complete_in_bash(f"bindlock status @{name}") == [f"@{name}-good"]
+
+
+@needs_root
+def test_completion_offers_no_name_of_a_stranger(name: str) -> None:
+    """A name of ours in the hands of a stranger is not completed."""
+
+    def body(child: Child) -> None:
+        address = bindlock.names.parse(name).address
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.bind(address)
+            stranger.listen(8)
+            child.say("bound")
+            child.hear()
+
+    with Child(body) as child:
+        child.expect("bound")
+        assert complete_in_bash(f"bindlock status {name}") == []
+        for words in (["status", name], ["stop", name], ["signal", name, "TERM"], ["stop", "--kill", name]):
+            ended = command(*words)
+            assert (ended.returncode, ended.stdout) == (77, "")
+            assert "untrusted user" in ended.stderr
+        told = command("status", "--json", name)
+        assert (told.returncode, json.loads(told.stdout)["trusted"]) == (77, False)
+        child.signal(0)

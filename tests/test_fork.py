@@ -280,7 +280,7 @@ OPTIONS: list[dict[str, object]] = [
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("children", ["drop", "share"])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_a_program_never_has_it(cast: Cast, name: str, options: dict[str, object], children: str) -> None:
     """A program started with subprocess has no descriptor of the lock, shared with children or not."""
     with bindlock.Lock(name, children="share" if children == "share" else "drop") as lock:

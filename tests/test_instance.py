@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import bindlock
+from bindlock.linux.binding import bindings
+from bindlock.names import parse
 from tests.actors import Actor, Cast, bindable
 
 PLAIN = """
@@ -269,3 +271,16 @@ def test_it_exits_with_system_exit(name: str) -> None:
         bindlock.single_instance(name)
     assert caught.value.code == 75
     assert os.getpid()
+
+
+def test_a_lock_lost_in_the_decorated_function(name: str) -> None:
+    """When the function closes the lock's descriptor, its end says that the lock was lost."""
+
+    @bindlock.single_instance(name)
+    def main() -> None:
+        for binding in bindings():
+            if binding.address == parse(name).address:
+                os.close(binding.fileno())
+
+    with pytest.raises(bindlock.Lost, match=name):
+        main()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -342,3 +344,64 @@ def test_root_is_trusted(cast: Cast, name: str) -> None:
 
         with Child(body) as child:
             assert child.wait() == 0
+
+
+def test_a_lost_lock_cannot_be_acquired_unnoticed(name: str) -> None:
+    """Acquiring through an object that has lost its lock says Lost, once, and does not wait for a name that is free."""
+    for timeout in (None, 0, 5):
+        lock = bindlock.Lock(name)
+        lock.acquire()
+        os.close(lock.fileno())
+        with pytest.raises(bindlock.Lost, match=name):
+            lock.acquire(timeout)
+        with lock:
+            assert lock.held
+
+
+def test_a_lost_lock_does_not_take_the_next_one_for_itself(name: str) -> None:
+    """A lock got anew under the descriptor of one that was lost is not released by, nor ascribed to, the lost one."""
+    lost, new = bindlock.Lock(name), bindlock.Lock(name)
+    lost.acquire()
+    os.close(lost.fileno())
+    with new:
+        assert (lost.held, new.held) == (False, True)
+        del lost
+        assert new.held
+        assert not bindable(name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGUSR1])
+def test_what_a_signal_handler_raises_arrives(cast: Cast, name: str, number: signal.Signals) -> None:
+    """An OSError without an errno, such as TimeoutError, is a signal handler's, and no answer of the kernel's."""
+
+    def handler(*_: object) -> None:
+        raise TimeoutError("time is up")
+
+    cast.holder(name)
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(TimeoutError, match="time is up") as caught:
+            bindlock.Lock(name).acquire(waiting=lambda holder: signal.raise_signal(number))
+        assert not isinstance(caught.value, bindlock.BindlockError)
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_os_error_of_waiting_arrives(cast: Cast, name: str) -> None:
+    """What `waiting` raises is the caller's own, an OSError, too."""
+
+    def waiting(holder: bindlock.Holder) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody listens")
+
+    cast.holder(name)
+    with pytest.raises(BrokenPipeError, match="nobody listens"):
+        bindlock.Lock(name).acquire(waiting=waiting)
+
+
+def test_a_very_long_timeout(cast: Cast, name: str) -> None:
+    """A time-out beyond what poll(2) can count is as good as any."""
+    actor = cast.holder(name)
+    lock = bindlock.Lock(name)
+    lock.acquire(1e300, waiting=lambda holder: actor.process.kill())
+    lock.release()
+    actor.wait()

@@ -315,3 +315,18 @@ def test_a_snap_without_room() -> None:
 def test_the_address_follows_the_effective_user(name: str) -> None:
     """The scope user is that of the effective uid, when the Lock is made."""
     assert parse(name).address == f"\0bindlock/{os.geteuid()}/{name}".encode()
+
+
+@pytest.mark.parametrize("text", ["@/tmp/x", "padded:@x", "datagram:@x", "seqpacket:@x"])
+def test_a_scoped_address_is_not_spelled_as_another(text: str) -> None:
+    """Whoever binds a verbatim spelling within a scope's prefix does not have it shown as that other name."""
+    address = b"\0bindlock/host/" + text.encode()
+    name = spell(address)
+    assert name.scope == "verbatim"
+    assert parse(name.text, "host").address == address
+
+
+def test_seqpacket_is_no_lock() -> None:
+    """The spelling that shows a SOCK_SEQPACKET socket is refused rather than taken for a name in a scope."""
+    with pytest.raises(bindlock.InvalidArgument, match="SEQPACKET"):
+        parse("seqpacket:@x")

@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from socket import AF_UNIX, SOCK_STREAM, socket
 
 import pytest
 
 import bindlock
+from bindlock.names import parse
 from tests.actors import bindable, until
 
 
@@ -201,3 +203,48 @@ def test_waiters_in_threads_are_counted(name: str) -> None:
         lock.release()
         crew.join()
     assert bindable(name)
+
+
+def test_a_new_thread_is_not_taken_for_one_that_ended(name: str) -> None:
+    """A thread that holds nothing is never told that it holds the name already, though its number was another's."""
+    lock = bindlock.Lock(name)
+    first = threading.Thread(target=lock.acquire)
+    first.start()
+    number = first.ident
+    first.join()
+    answers: list[type[BaseException]] = []
+
+    def second() -> None:
+        try:
+            lock.acquire(0)
+        except bindlock.BindlockError as error:
+            answers.append(type(error))
+
+    for _ in range(20):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        if thread.ident == number:
+            break
+    lock.release()
+    assert set(answers) == {bindlock.Held}
+
+
+def test_looking_beside_a_thread_that_releases(name: str) -> None:
+    """A refused try is False, and nothing else, while another thread releases locks that have something queued."""
+    stop = threading.Event()
+    other = bindlock.Lock(name + "-other")
+
+    def work() -> None:
+        while not stop.is_set():
+            with other, socket(AF_UNIX, SOCK_STREAM) as client:
+                client.connect(parse(other.name).address)
+
+    thread = threading.Thread(target=work)
+    with bindlock.Lock(name):
+        thread.start()
+        try:
+            assert not any(bindlock.Lock(name).try_acquire() for _ in range(500))
+        finally:
+            stop.set()
+            thread.join()

@@ -12,7 +12,6 @@ SO_PEERCRED), and who has it open now (/proc).
 from __future__ import annotations
 
 import errno
-from _socket import SOCK_DGRAM
 
 from bindlock.linux import process
 from bindlock.linux.binding import bindings
@@ -119,15 +118,15 @@ def _look(diag: Diag, name: Name) -> Sighting | None:
 
 def _connect_only(name: Name) -> Sighting | None:
     """The look that is left without sock_diag."""
-    peer = _ask_peer(name.address) if name.listens else _ask_datagram(name.address)
+    peer = _ask_peer(name.address) if name.listens else _ask_datagram(name)
     if isinstance(peer, int):
         return None if peer == errno.ECONNREFUSED else Sighting(None, None)
     return Sighting(None, peer)
 
 
-def _ask_datagram(address: bytes) -> int:
+def _ask_datagram(name: Name) -> int:
     """The errno of connecting a datagram socket; 0 when something is bound there, which is not disturbed by it."""
-    connection = queue(address, SOCK_DGRAM)
+    connection = queue(name.address, name.kind)
     if isinstance(connection, int):
         return connection
     connection.close()
