@@ -1,7 +1,8 @@
 """Becoming a command: execve(2), with nothing of this interpreter left in what the command inherits.
 
-What CPython changes at its start, and is undone here: SIGPIPE and SIGXFSZ are ignored (`_PySignal_Init`), which exec
-would pass on; and in the C locale LC_CTYPE is set (PEP 538), which the command would take for its user's wish.
+What CPython changes at its start: it ignores SIGPIPE and SIGXFSZ (`_PySignal_Init`), which exec would pass on. They get
+their default action here, as with `subprocess`; what was before can no longer be known. And in the C locale it sets
+LC_CTYPE (PEP 538), which the command would take for its user's wish: that is undone.
 """
 
 from _signal import SIG_DFL, SIGINT, SIGPIPE, SIGXFSZ, default_int_handler, getsignal, signal
