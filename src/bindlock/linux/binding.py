@@ -118,6 +118,17 @@ class Binding:
             del _open[number]
         return own.detach()
 
+    def forget_if_lost(self) -> bool:
+        """Whether other code has closed the descriptor; if so, its number, which may be another's by now, is forgotten."""
+        own = self._socket
+        with _fork_guard:  # under which no other thread closes or binds it
+            if own is None or own.fileno() < 0 or _is_still(own, self):
+                return False
+            number = own.detach()
+            if number in _open and _open[number][0] is own:
+                del _open[number]
+            return True
+
     def fileno(self) -> int:
         """The descriptor, or -1."""
         return -1 if self._socket is None else self._socket.fileno()

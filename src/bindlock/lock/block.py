@@ -154,8 +154,7 @@ def acquire(
     Raises `Held`, `Untrusted`, `CannotLock`, or whatever a signal handler raises, and then nothing is bound; or
     `AlreadyHeld` when the calling thread would wait for itself.
     """
-    if binding.bound and not binding.verify():
-        binding.detach()  # its number may be another's by now
+    if binding.forget_if_lost():
         raise Lost(name.text)
     thread = this_thread()
     for own in bindings():

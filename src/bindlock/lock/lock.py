@@ -156,10 +156,8 @@ class Lock:
         try:
             warnings.warn(f"{self!r} was dropped without being released", ResourceWarning, source=self, stacklevel=1)
         finally:  # a warning can be made an exception
-            if binding.verify():
+            if not binding.forget_if_lost():
                 binding.close()
-            else:
-                binding.detach()
 
     def __repr__(self) -> str:
         state = "held" if self._binding.bound else "not held"
