@@ -119,7 +119,7 @@ class Binding:
         return own.detach()
 
     def forget_if_lost(self) -> bool:
-        """Whether other code has closed the descriptor; if so, its number, which may be another's by now, is forgotten."""
+        """Whether other code closed the descriptor; then its number, which may be another's by now, is forgotten."""
         own = self._socket
         with _fork_guard:  # under which no other thread closes or binds it
             if own is None or own.fileno() < 0 or _is_still(own, self):
