@@ -281,7 +281,7 @@ def test_a_stranger_that_hangs_up_at_once_makes_nobody_spin(cast: Cast, name: st
         before, begun, used = closer.accepted, time.monotonic(), ticks(actor.pid)
         until(lambda: closer.accepted >= before + 100)
         took = time.monotonic() - begun
-        assert took > 0.5, "more than 200 tries a second"
+        assert took > 0.1, "more than 1000 tries a second: ten times that is what it would be without a pause"
         assert ticks(actor.pid) - used <= 0.3 * took * os.sysconf("SC_CLK_TCK")
     finally:
         closer.end(name)
