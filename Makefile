@@ -11,11 +11,11 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/tools-test
-	$(BIN)/python -m pytest -n 3 $(PYTEST)
+	$(BIN)/python -m pytest $(PYTEST)
 
 # The long forms of the stress tests: half an hour.
 stress: $(VENV)/tools-test
-	$(BIN)/python -m pytest -n 3 --long $(PYTEST)
+	$(BIN)/python -m pytest --long $(PYTEST)
 
 check: $(VENV)/tools-test $(VENV)/tools-check $(VENV)/tools-bench
 	$(BIN)/ruff check .
