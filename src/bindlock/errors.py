@@ -35,6 +35,11 @@ class BindlockError(Exception):
 
     exit_status = 70
 
+    @property
+    def summary(self) -> str:
+        """One line that says what happened, to which name, and who is in the way."""
+        return str(self)
+
 
 class InvalidArgument(BindlockError, ValueError):
     """A name, scope or time-out that cannot mean anything. Nothing was tried."""

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     except click.exceptions.Abort:
         return INTERRUPTED
     except BindlockError as error:
-        say(error.summary if isinstance(error, Held) else str(error))
+        say(error.summary)
         return error.exit_status
     except OSError as error:
         if error.errno not in _WRITE_FAILURES:
@@ -265,22 +265,15 @@ def stop(name: str, scope: str, number: int, timeout: float, kill: bool, as_json
     import signal
 
     holder = bindlock.holder(name, scope=scope)
-    try:
-        if holder is not None:
-            _signal(_trusted(holder), number)
-            try:
-                holder.wait(timeout)
-            except Held:
-                if not kill:
-                    raise
-                now = bindlock.holder(name, scope=scope)
-                if now is not None and now.inode == holder.inode:  # and not the next one, who is innocent
-                    _signal(now, signal.SIGKILL)
-                holder.wait(timeout)
-    except Held:
-        now = bindlock.holder(name, scope=scope)
-        if now is not None:
-            return _still_held(Held(name, now), scope, as_json)
+    still = None
+    if holder is not None:
+        _signal(_trusted(holder), number)
+        still = _outlasting(holder, scope, timeout)
+        if still is not None and kill:
+            _signal(still, signal.SIGKILL)
+            still = _outlasting(still, scope, timeout)
+    if still is not None:
+        return _still_held(Held(name, still), scope, as_json)
     if as_json:
         click.echo(json.dumps({"name": name, "scope": scope, "held": False, "was_held": holder is not None}))
     elif holder is None:
@@ -327,6 +320,16 @@ def _trusted(holder: Holder) -> Holder:
     if not holder.trusted:
         raise bindlock.Untrusted(holder.name, holder.uid or 0, holder)
     return holder
+
+
+def _outlasting(holder: Holder, scope: str, timeout: float) -> Holder | None:
+    """Who has the very socket of `holder` after that many seconds; None when it is gone, whoever has the name next."""
+    try:
+        holder.wait(timeout)
+    except Held:
+        now = bindlock.holder(holder.name, scope=scope)
+        return now if now is not None and now.inode == holder.inode else None
+    return None
 
 
 def _signal(holder: Holder, number: int) -> None:

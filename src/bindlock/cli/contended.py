@@ -30,7 +30,7 @@ def acquire(plan: Plan) -> Lock | int:
             say(held.summary)
         return plan.conflict
     except BindlockError as error:
-        say(str(error))
+        say(error.summary)
         return error.exit_status
     if plan.verbose:
         say(f"getting lock took {monotonic() - start:.6f} seconds")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from itertools import islice
 
-from bindlock.errors import BindlockError, Held
+from bindlock.errors import BindlockError
 from bindlock.lock.lock import Lock
 
 TYPE_CHECKING = False
@@ -85,7 +85,7 @@ def _take_or_exit(lock: Lock) -> None:
     try:
         lock.acquire(timeout=0)
     except BindlockError as error:
-        print(f"bindlock: {error.summary if isinstance(error, Held) else error}", file=sys.stderr)
+        print(f"bindlock: {error.summary}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
 
 
