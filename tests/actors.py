@@ -17,11 +17,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import bindlock.names
-
-DEADLINE = 30.0
+from bindlock.proof import process
+from bindlock.proof.process import DEADLINE as DEADLINE
+from bindlock.proof.process import gone as gone
 
 
 class Actor:
@@ -125,89 +126,18 @@ def bindlock_command() -> str:
     return os.path.join(os.path.dirname(sys.executable), "bindlock")
 
 
-class Child:
+class Child(process.Child):
     """A forked child of the test that runs `body`: cheaper than an Actor by far, for tests that need thousands.
 
-    `body` gets the child itself, to `say` and `hear` lines; when it returns the child exits, with status 0, or 1 after
-    an exception. Use it in a `with` block: at its end the child is dead and reaped.
+    What it raises is shown with the test's output, too.
     """
 
     def __init__(self, body: Callable[[Child], object]) -> None:
-        self.status: int | None = None
-        down, up = os.pipe(), os.pipe()
-        self.pid = os.fork()
-        if self.pid:
-            os.close(down[0])
-            os.close(up[1])
-            self._in, self._out = up[0], down[1]
-            return
-        status = 1
-        try:
-            os.close(down[1])
-            os.close(up[0])
-            self._in, self._out = down[0], up[1]
-            body(self)
-            status = 0
-        except BaseException:  # noqa: BLE001 - nothing may get out into the test's own code
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+        super().__init__(cast("Callable[[process.Child], object]", body))
 
-    def say(self, line: str) -> None:
-        """Send one line to the other side."""
-        os.write(self._out, line.encode() + b"\n")
-
-    def hear(self, deadline: float = DEADLINE) -> str:
-        """The next line from the other side; empty when there is nobody any more."""
-        line = b""
-        while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self._in], [], [], deadline)
-            assert ready, f"child {self.pid} said nothing for {deadline} s"
-            data = os.read(self._in, 1)
-            if not data:
-                break
-            line += data
-        return line.rstrip(b"\n").decode()
-
-    def expect(self, line: str) -> None:
-        """Hear one line and compare."""
-        heard = self.hear()
-        assert heard == line, f"child {self.pid} said {heard!r}, not {line!r}"
-
-    def signal(self, number: int) -> None:
-        """Send it a signal; it has not been reaped, so the PID is its own."""
-        assert self.status is None
-        os.kill(self.pid, number)
-
-    def wait(self) -> int:
-        """Wait for its exit and reap it: the status, negative for a signal."""
-        if self.status is None:
-            assert gone(self.pid), f"child {self.pid} does not go"
-            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.status
-
-    def kill(self) -> int:
-        """SIGKILL it and reap it."""
-        self.signal(signal.SIGKILL)
-        return self.wait()
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self.status is None:
-            self.kill()
-        os.close(self._in)
-        os.close(self._out)
-
-
-def gone(pid: int, deadline: float = DEADLINE) -> bool:
-    """Wait until a process is dead, with all its threads, and leave it to be reaped: False after the deadline."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        return bool(select.select([pidfd], [], [], deadline)[0])
-    finally:
-        os.close(pidfd)
+    def _confess(self, error: BaseException) -> None:
+        traceback.print_exception(error)
+        super()._confess(error)
 
 
 def until(condition: Callable[[], object], deadline: float = DEADLINE) -> None:

@@ -1,0 +1,32 @@
+"""The library filelock."""
+
+import filelock
+
+from bindlock.proof.kind import Kind, Site
+
+
+class Filelock(Kind):
+    """filelock.
+
+    `filelock.FileLock`, as it comes.
+    """
+
+    rule = "It is flock(2) on a file, on systems that have it, and looks again every 0.05 s."
+    interval = 0.05
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.lock = filelock.FileLock(site.path, mode=0o666 if site.shared else 0o644)
+
+    def acquire(self) -> bool:
+        try:
+            self.lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return False
+        return True
+
+    def wait(self) -> None:
+        self.lock.acquire()
+
+    def release(self) -> None:
+        self.lock.release()
