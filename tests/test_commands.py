@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.actors import Actor, Cast
 
-COMMANDS = ("run", "status", "list", "wait", "stop", "signal", "completion")
+COMMANDS = ("run", "status", "list", "wait", "stop", "signal", "prove", "completion")
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

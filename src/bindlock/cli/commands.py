@@ -152,7 +152,7 @@ Exit status: the command's own; 3 not held; 64 usage; 69, 71 cannot lock;
 def cli() -> None:
     """Let only one of these run: a lock that the kernel drops with its process.
 
-    A NAME is yours alone, shared by all users (--scope host), or, written @name, a socket of any other program.
+    A NAME is yours alone, all users' (--scope host), or any program's (@name).
     """
 
 
@@ -292,6 +292,52 @@ def signal_(name: str, scope: str, number: int) -> int:
         return NOT_HELD
     _trusted(holder).signal(number)
     return 0
+
+
+def _complete_events(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from bindlock.cli.prove import complete_event
+
+    return complete_event(incomplete)
+
+
+def _complete_locks(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from bindlock.cli.prove import complete_lock
+
+    # Where no key begins so, it may be the path of a kind of one's own.
+    return [CompletionItem(key) for key in complete_lock(incomplete)] or [CompletionItem(incomplete, type="file")]
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  bindlock prove --quick
+  bindlock prove --only sigkill --lock flock --lock ./mine.py
+Exit status: 0 complete; 64 usage; 69 a library is missing; 70 the proof
+itself went wrong; 71 cannot write."""
+)
+@click.option("--quick", is_flag=True, help="In under 30 s, with few trials each.")
+@click.option("--only", metavar="EVENT", multiple=True, shell_complete=_complete_events, help="This event; repeatable.")
+@click.option(
+    "--lock", "locks", metavar="LOCK", multiple=True, shell_complete=_complete_locks,
+    help="This kind of lock, or one of your own in a .py; repeatable.",
+)  # fmt: skip
+@click.option("--trials", metavar="N", type=click.IntRange(1), help="As many trials for each cell.")
+@click.option("--json", metavar="FILE", type=click.Path(allow_dash=True), help="Write all figures; - is stdout.")
+@click.option("--html", metavar="FILE", type=click.Path(allow_dash=True), help="Write a page with plots.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Choose at random as that run did.")
+@click.option("--jobs", metavar="N", type=click.IntRange(1), help="Run so many kinds at a time.")
+@click.option("--list", "listed", is_flag=True, help="Only show the events and the kinds of lock.")
+@_no_traceback_on_interrupt
+def prove(listed: bool, **options: Any) -> int:
+    """Try every way a holder can go, on every common kind of lock."""
+    from bindlock.cli.prove import Wish, show_list
+
+    if listed:
+        show_list()
+        return 0
+    return Wish(**options).carry_out()
 
 
 @cli.command(
