@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := hatch_build.py $(shell find src scripts docs/bindlock.1 -type f -not -name "*.pyc" 2>/dev/null)
 
-.PHONY: demo test stress check bench docs clean
+.PHONY: demo test stress check bench docs evidence clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -24,6 +24,11 @@ check: $(VENV)/tools-test $(VENV)/tools-check $(VENV)/tools-bench
 
 bench: $(VENV)/tools-bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# The figures of docs/when-is-it-free.md, anew: a quarter of an hour.
+evidence: $(VENV)/tools-test
+	$(BIN)/bindlock prove --json docs/evidence.json --html docs/evidence.html
+	$(BIN)/python docs/evidence.py
 
 docs: $(VENV)/tools-docs
 	$(BIN)/mkdocs build --strict

@@ -413,7 +413,7 @@ class Traces:
         assert not scratch.exists()
         assert os.listdir(self.directory) == []
         assert settings() == self._before
-        name = scratch.name.removeprefix("bindlock-")  # what all that is made is called by
+        name = scratch.name.removeprefix("bindlock-prove-")  # what all that is made is called by
         assert name not in Path("/proc/self/mountinfo").read_text()
         for mount in cgroup_mounts():
             assert not [path for path, _, _ in os.walk(mount) if name in path]
