@@ -54,6 +54,12 @@ def report() -> Report:
     return Report(subjects, rows, cells, {}, True, 1, time.monotonic() - start, machine(), began)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fonts(report: Report) -> None:
+    """matplotlib keeps the files of its fonts open: no test has left them so."""
+    render(report)
+
+
 @pytest.fixture(scope="module")
 def page(report: Report) -> str:
     return render(report)

@@ -63,6 +63,8 @@ class Kind(ABC):
 
     #: Which rule of the kernel or of the file system decides who has it, and when it is free.
     rule: ClassVar[str] = ""
+    #: The library that it is about, which is imported only where such a lock is made; empty for none.
+    library: ClassVar[str] = ""
     #: Seconds between two looks of `wait`; None when it sleeps until it is woken.
     interval: ClassVar[float | None] = 0.1
 
@@ -107,10 +109,9 @@ def known() -> dict[str, type[Kind] | ImportError]:
     found: dict[str, type[Kind] | ImportError] = {}
     for info in pkgutil.iter_modules(kinds.__path__):
         key = info.name.replace("_", "-")
-        try:
-            found[key] = _kind_in(importlib.import_module(f"{kinds.__name__}.{info.name}"), key)
-        except ImportError as error:
-            found[key] = error
+        kind = _kind_in(importlib.import_module(f"{kinds.__name__}.{info.name}"), key)
+        missing = kind.library and importlib.util.find_spec(kind.library) is None
+        found[key] = ImportError(f"{kind.library} is not installed", name=kind.library) if missing else kind
     return {key: found[key] for key in sorted(found, key=lambda key: (_rank(key), key))}
 
 
@@ -126,7 +127,7 @@ def load(text: str) -> type[Kind]:
         return _kind_in(importlib.import_module(name), text)
     except ModuleNotFoundError as error:
         if error.name != name:
-            raise InvalidArgument(f"{text}: {error.name} is not installed") from None
+            raise
         raise InvalidArgument(f"{text!r} is no kind of lock: {', '.join(known())}, or a file.py") from None
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,8 @@ class _Crew:
                 thread.join()
 
     def _serve(self) -> None:
+        # Writing to a worker that is gone is an error here, and no end of us: the signal is for the thread that writes.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
         try:
             while True:
                 try:

@@ -28,6 +28,7 @@ def main(lock: str, scratch: str, conductor: int) -> int:
 
     When the conductor is gone without a farewell, an empty line, it was killed: then `scratch` is for us to remove.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPIPE})  # blocked in the thread that started us
     os.umask(0o022)  # who may open the files of a lock is not to depend on who runs this
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the conductor tells

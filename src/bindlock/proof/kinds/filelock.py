@@ -1,7 +1,5 @@
 """The library filelock."""
 
-import filelock
-
 from bindlock.proof.kind import Kind, Site
 
 
@@ -12,16 +10,20 @@ class Filelock(Kind):
     """
 
     rule = "It is flock(2) on a file, on systems that have it, and looks again every 0.05 s."
+    library = "filelock"
     interval = 0.05
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
+        import filelock
+
+        self.held = filelock.Timeout
         self.lock = filelock.FileLock(site.path, mode=0o666 if site.shared else 0o644)
 
     def acquire(self) -> bool:
         try:
             self.lock.acquire(blocking=False)
-        except filelock.Timeout:
+        except self.held:
             return False
         return True
 

@@ -1,7 +1,5 @@
 """The library portalocker."""
 
-import portalocker
-
 from bindlock.proof.kind import Kind, Site
 
 
@@ -12,18 +10,22 @@ class Portalocker(Kind):
     """
 
     rule = "It is flock(2) on a file, and looks again every 0.25 s."
+    library = "portalocker"
     interval = 0.25
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
+        import portalocker
+
+        self.held, self.trouble = portalocker.AlreadyLocked, portalocker.LockException
         self.lock = portalocker.Lock(site.path)
 
     def acquire(self) -> bool:
         try:
             self.file = self.lock.acquire(timeout=0, fail_when_locked=True)
-        except portalocker.AlreadyLocked:
+        except self.held:
             return False
-        except portalocker.LockException as error:
+        except self.trouble as error:
             raise OSError(str(error)) from error
         self.site.share(self.fileno())
         return True
