@@ -63,8 +63,8 @@ class Kind(ABC):
 
     #: Which rule of the kernel or of the file system decides who has it, and when it is free.
     rule: ClassVar[str] = ""
-    #: The library that it is about, which is imported only where such a lock is made; empty for none.
-    library: ClassVar[str] = ""
+    #: The package that it is about, which is imported only where such a lock is made; empty for none.
+    package: ClassVar[str] = ""
     #: Seconds between two looks of `wait`; None when it sleeps until it is woken.
     interval: ClassVar[float | None] = 0.1
 
@@ -110,8 +110,8 @@ def known() -> dict[str, type[Kind] | ImportError]:
     for info in pkgutil.iter_modules(kinds.__path__):
         key = info.name.replace("_", "-")
         kind = _kind_in(importlib.import_module(f"{kinds.__name__}.{info.name}"), key)
-        missing = kind.library and importlib.util.find_spec(kind.library) is None
-        found[key] = ImportError(f"{kind.library} is not installed", name=kind.library) if missing else kind
+        missing = kind.package and importlib.util.find_spec(kind.package) is None
+        found[key] = ImportError(f"{kind.package} is not installed", name=kind.package) if missing else kind
     return {key: found[key] for key in sorted(found, key=lambda key: (_rank(key), key))}
 
 

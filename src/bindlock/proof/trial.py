@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import shutil
+import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -137,6 +138,13 @@ class Trial:
             self.late = now - known
             self.conclude(Outcome.LATE)
         self.answered = now - known
+
+    def expect_free_once_killed(self, holder: Child, number: int = signal.SIGKILL) -> None:
+        """The holder is killed by that signal: the lock must be had as soon as waitpid(2) tells of the death."""
+        self.begin()
+        holder.signal(number)
+        holder.reap()
+        self.expect_free()
 
     def expect_held(self) -> None:
         """The holder lives: the lock must be refused."""

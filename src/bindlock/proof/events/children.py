@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,16 +91,10 @@ def fork_exec_gap(trial: Trial) -> None:
     holder = trial.hold(then)
     holder.expect("forked")
     time.sleep(trial.random.uniform(0, _GAP))
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)
 
 
 def _outlived(trial: Trial, then: Then) -> None:
     holder = trial.hold(then)
     holder.expect("forked")
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)

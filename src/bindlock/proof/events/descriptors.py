@@ -98,10 +98,7 @@ def io_uring_pending(trial: Trial) -> None:
 
     holder = trial.hold(then)
     holder.expect("pending")
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)
 
 
 @event(

@@ -79,13 +79,13 @@ def exception(trial: Trial) -> None:
 @event("SIGTERM", expected=_TOLD, rule=ORDER_OF_EXIT)
 def sigterm(trial: Trial) -> None:
     """The holder is sent SIGTERM, for which it has no handler."""
-    _killed(trial, signal.SIGTERM)
+    trial.expect_free_once_killed(trial.hold(), signal.SIGTERM)
 
 
 @event("SIGKILL", expected=_TOLD, rule=ORDER_OF_EXIT, trials=(40, 10_000))
 def sigkill(trial: Trial) -> None:
     """The holder is killed with SIGKILL, and its parent waits for it with waitpid(2)."""
-    _killed(trial, signal.SIGKILL)
+    trial.expect_free_once_killed(trial.hold())
 
 
 @event("abort", expected=_TOLD, rule=ORDER_OF_EXIT)
@@ -114,12 +114,4 @@ def zombie(trial: Trial) -> None:
     trial.begin()
     holder.signal(signal.SIGKILL)
     await_death(holder.pid)
-    trial.expect_free()
-
-
-def _killed(trial: Trial, number: int) -> None:
-    holder = trial.hold()
-    trial.begin()
-    holder.signal(number)
-    holder.reap()
     trial.expect_free()

@@ -52,10 +52,7 @@ def memory(trial: Trial) -> None:
     holder = trial.hold(then, before=_be_the_first_to_go)
     if holder.hear() != "full":
         raise NotPossible(f"{megabytes} MiB of memory cannot be had here")
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)
 
 
 @event(

@@ -31,10 +31,7 @@ def stopped(trial: Trial) -> None:
     holder.signal(signal.SIGSTOP)
     ptrace.await_stop(holder.pid)
     trial.expect_held()
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)
 
 
 @event("killed under ptrace", expected=_HELD_THEN_FREE, rule="SIGKILL ends a traced process in its stop (ptrace(2)).")
@@ -43,10 +40,7 @@ def ptraced(trial: Trial) -> None:
     holder = trial.hold()
     ptrace.stop(holder.pid)
     trial.expect_held()
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)
 
 
 @event(
@@ -83,10 +77,7 @@ def frozen(trial: Trial) -> None:
         (group / "cgroup.freeze").write_text("1")
         cgroup.wait_for(group, "frozen 1")
         trial.expect_held()
-        trial.begin()
-        holder.signal(signal.SIGKILL)
-        holder.reap()
-        trial.expect_free()
+        trial.expect_free_once_killed(holder)
 
 
 @event(
@@ -127,10 +118,7 @@ def leader_gone(trial: Trial) -> None:
     holder = trial.hold(then)
     until(lambda: state(holder.pid) == "Z", "a zombie")
     trial.expect_held()
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)
 
 
 @event(
@@ -147,10 +135,7 @@ def many_threads(trial: Trial) -> None:
             start_new_thread(_spin if number < _BUSY else signal.pause, ())
 
     holder = trial.hold(before=before)
-    trial.begin()
-    holder.signal(signal.SIGKILL)
-    holder.reap()
-    trial.expect_free()
+    trial.expect_free_once_killed(holder)
 
 
 @event(

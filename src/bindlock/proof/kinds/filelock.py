@@ -10,7 +10,7 @@ class Filelock(Kind):
     """
 
     rule = "It is flock(2) on a file, on systems that have it, and looks again every 0.05 s."
-    library = "filelock"
+    package = "filelock"
     interval = 0.05
 
     def __init__(self, site: Site) -> None:

@@ -10,7 +10,7 @@ class Portalocker(Kind):
     """
 
     rule = "It is flock(2) on a file, and looks again every 0.25 s."
-    library = "portalocker"
+    package = "portalocker"
     interval = 0.25
 
     def __init__(self, site: Site) -> None:
