@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import bindlock
 from bindlock.proof import kind as kinds
 from bindlock.proof.events import ALL
+from bindlock.proof.kernel.user import NOBODY
 from bindlock.proof.report import Report
 from bindlock.proof.trial import Outcome
 from tests.actors import DEADLINE, until
@@ -463,6 +465,19 @@ def test_ctrl_c(traces: Traces, presses: int) -> None:
         assert terminal.wait() == -signal.SIGINT
         assert "Traceback" not in terminal.shown
         assert terminal.shown.rindex("\x1b[?25h") > terminal.shown.rindex("\x1b[?25l")
+    traces.check(scratch)
+
+
+def test_strangers_stay_out(cast: Cast, traces: Traces) -> None:
+    """Folders of trials may be for everybody to write to: nobody else gets to them, whatever they are called."""
+    actor = start(cast, traces, *LONG)
+    scratch = traces.scratch()
+    there = scratch.stat()
+    assert there.st_uid == os.geteuid()
+    assert stat.S_IMODE(there.st_mode) == (0o750 if os.geteuid() == 0 else 0o700)
+    assert os.geteuid() or there.st_gid == NOBODY
+    actor.signal(signal.SIGTERM)
+    actor.wait()
     traces.check(scratch)
 
 
