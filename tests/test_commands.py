@@ -60,17 +60,48 @@ def test_status(cast: Cast, name: str) -> None:
     line = rf"{name} is held by pid {holder.pid} \({USER}, cat\), running for \d+s"
     assert re.fullmatch(line + "\n", held.stdout)
     assert (held.returncode, held.stderr) == (0, "")
+    queue = []
     for count in (1, 2):
-        start_command(cast, "run", name, "true")
+        queue.append(start_command(cast, "run", name, "true"))
         until(lambda count=count: waiters(name) == count)  # type: ignore[misc]
-    assert re.fullmatch(line + "; 2 waiting\n", command("status", name).stdout)
+    waiting = [
+        rf"   {number}\. pid {waiter.pid} \({USER}, bindlock run {name} true\), waiting for \d+s\n"
+        for number, waiter in enumerate(queue, 1)
+    ]
+    assert re.fullmatch(line + "; 2 waiting\n" + "".join(waiting), command("status", name).stdout)
+
+
+def test_status_of_a_stopped_queue(cast: Cast, name: str) -> None:
+    """status says when the one whose turn it is is stopped, also when nobody has the name, and what can be done."""
+    holder = start_cat(cast, name)
+    queue = []
+    for count in range(1, 13):
+        queue.append(start_command(cast, "run", name, "true"))
+        until(lambda count=count: waiters(name) == count)  # type: ignore[misc]
+    queue[0].signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, queue[0].pid, os.WSTOPPED | os.WNOWAIT)
+    holder.kill()
+    shown = command("status", name)
+    assert shown.returncode == 3
+    first, *lines = shown.stdout.splitlines()
+    assert first == f"{name} is free; 12 waiting"
+    assert lines[0].endswith(", stopped")
+    assert lines[10:] == [
+        "      and 2 more",
+        f"The first is stopped: continue it (kill -CONT {queue[0].pid}), or end it.",
+    ]
+    told = json.loads(command("status", "--json", name).stdout)
+    assert [waiter["pid"] for waiter in told["queue"]] == [waiter.pid for waiter in queue]
+    assert [waiter["stopped"] for waiter in told["queue"]] == [True] + 11 * [False]
+    queue[0].signal(signal.SIGCONT)
+    assert [waiter.wait() for waiter in queue] == 12 * [0]
 
 
 def test_status_as_json(cast: Cast, name: str) -> None:
     """status --json says the same to programs: always name, scope and held; with a holder all that is known of it."""
     free = command("status", "--json", name)
     assert free.returncode == 3
-    assert json.loads(free.stdout) == {"name": name, "scope": "user", "held": False}
+    assert json.loads(free.stdout) == {"name": name, "scope": "user", "held": False, "queue": []}
     actor = start_cat(cast, name, "--scope", "host")
     before = time.time()
     held = command("status", "--json", "--scope", "host", name)
@@ -83,6 +114,7 @@ def test_status_as_json(cast: Cast, name: str) -> None:
     assert told == {
         "name": name, "scope": "host", "held": True, "pid": actor.pid, "uid": os.geteuid(), "gid": os.getegid(),
         "user": USER, "trusted": True, "command": ["cat"], "inode": expected.inode, "waiters": 0,
+        "queue": [],
     }  # fmt: skip
 
 

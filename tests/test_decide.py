@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindlock.lock import decide
-from bindlock.lock.decide import ACQUIRE, ENDS, GRACE, HURRIES, HURRY_PAUSE, SLOWEST, START, WAIT, Decision
+from bindlock.lock.decide import ACQUIRE, ENDS, GRACE, HURRIES, HURRY_PAUSE, PATIENCE, SLOWEST, START, WAIT, Decision
 
 TABLES = {"ACQUIRE": ACQUIRE, "WAIT": WAIT}
 each_table = pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
@@ -82,9 +82,9 @@ def reachable(table: decide.Table, start: str) -> set[str]:
 
 
 def test_only_a_claim_holds() -> None:
-    """There is one way to hold the name: to have bound it."""
+    """There is one way to hold the name: to have bound it, in or out of the queue."""
     for (state, event), row in ACQUIRE.items():
-        assert ("HELD" in row) == ((state, event) == ("CLAIM", "claimed"))
+        assert ("HELD" in row) == (state in ("CLAIM", "RETRY") and event == "claimed")
     assert all("HELD" not in row and "CLAIM" not in row for row in WAIT.values())
 
 
@@ -197,6 +197,8 @@ def test_the_slow_timer_of_a_long_wait() -> None:
         if decision.state == "CLAIM":
             claims += 1
             decision.next("in use", now)
+        elif decision.state == "TICKET":
+            decision.next("first", now)
         elif decision.state == "CONNECT":
             decision.next("unqueued", now)
         elif decision.state == "PAUSED":
@@ -219,7 +221,9 @@ def test_who_accepts_and_hangs_up_at_once_gets_no_spinning_waiter(table: decide.
             decision.next("in use", now)
         elif decision.state == "LOOK":
             decision.next("alive", now)
-        elif decision.state == "CONNECT":
+        elif decision.state == "TICKET":
+            decision.next("behind", now)
+        elif decision.state in ("CONNECT", "FOLLOW"):
             tries += 1
             decision.next("queued", now)
         elif decision.state == "QUEUED":
@@ -230,6 +234,33 @@ def test_who_accepts_and_hangs_up_at_once_gets_no_spinning_waiter(table: decide.
             decision.next("tick", now)
     assert decision.state == "REFUSED"
     assert HURRIES < tries <= 10.0 / HURRY_PAUSE + HURRIES + 2
+
+
+@pytest.mark.parametrize("timeout", [None, 3600.0])
+def test_the_name_is_tried_now_and_then_behind_a_ticket(timeout: float | None) -> None:
+    """Behind a ticket, whose owner may be stopped, the name is tried every `PATIENCE` without leaving the queue."""
+    decision = Decision(ACQUIRE, 0.0, timeout)
+    assert [decision.next(event, 0.0) for event in ("in use", "behind", "queued")] == ["TICKET", "FOLLOW", "QUEUED"]
+    for number in range(1, 4):
+        assert decision.until == number * PATIENCE
+        assert decision.next("time", decision.until) == "RETRY"
+        assert decision.next("in use", number * PATIENCE) == "QUEUED"
+    assert decision.next("time", decision.until) == "RETRY"
+    assert decision.next("claimed", 4 * PATIENCE) == "HELD"
+
+
+def test_nothing_but_the_hang_up_wakes_the_head_of_the_queue() -> None:
+    """Who is queued at the holder sleeps until that is gone, or the caller's time is over."""
+    for timeout, until in ((None, float("inf")), (3600.0, 3600.0)):
+        decision = Decision(ACQUIRE, 0.0, timeout)
+        assert [decision.next(event, 0.0) for event in ("in use", "first", "queued")] == ["TICKET", "CONNECT", "QUEUED"]
+        assert decision.until == until
+
+
+def test_an_acquire_that_does_not_wait_takes_no_ticket() -> None:
+    """Tickets are for those who have time: neither a try without waiting nor the grace leads to one."""
+    for (_, _), row in ACQUIRE.items():
+        assert not {"TICKET", "FOLLOW"} & set(row[1:])
 
 
 @settings(deadline=None)

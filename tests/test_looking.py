@@ -26,7 +26,7 @@ HALF = 2048
 def entry(name: str, scope: str = "user") -> Entry:
     """What the kernel says of a bound name and its queue."""
     with Diag() as diag:
-        (found,) = diag.bound(frozenset({parse(name, scope).address}))
+        (found,) = diag.bound(frozenset({parse(name, scope).address}).__contains__)
         queues = diag.queues(found)
     assert queues is not None
     return queues
@@ -57,8 +57,8 @@ def waiter(cast: Cast, name: str, scope: str = "user", timeout: float = 30.0) ->
 
 
 def live(name: str, scope: str) -> int:
-    """How many live connections queue at the name."""
-    return entry(name, scope).waiters
+    """How many wait for the name."""
+    return len(bindlock.waiters(name, scope=scope))
 
 
 def look(name: str, rounds: int, uid: int | None) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bindlock.lock.instance import single_instance
     from bindlock.lock.listing import BoundName, locks
     from bindlock.lock.lock import Lock
+    from bindlock.lock.waiter import Waiter, waiters
 
 __all__ = [
     "AlreadyHeld",
@@ -42,20 +43,25 @@ __all__ = [
     "Lost",
     "NotHeld",
     "Untrusted",
+    "Waiter",
     "holder",
     "locks",
     "single_instance",
     "wait",
+    "waiters",
 ]
 __version__ = "0.1.0"
 
 _WHERE = {
-    "bindlock.errors": [name for name in __all__ if name[0].isupper() and name not in ("BoundName", "Holder", "Lock")],
+    "bindlock.errors": [
+        name for name in __all__ if name[0].isupper() and name not in ("BoundName", "Holder", "Lock", "Waiter")
+    ],
     "bindlock.lock.block": ["wait"],
     "bindlock.lock.holder": ["Holder", "holder"],
     "bindlock.lock.instance": ["single_instance"],
     "bindlock.lock.listing": ["BoundName", "locks"],
     "bindlock.lock.lock": ["Lock"],
+    "bindlock.lock.waiter": ["Waiter", "waiters"],
 }
 
 

@@ -34,7 +34,13 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """All that is known, for JSON."""
-        return self.holder.as_dict() | {"name": self.bound.name, "scope": self.bound.scope, "waiters": self.waiters}
+        queue = self.bound.queue() if self.waiters else ()
+        return self.holder.as_dict() | {
+            "name": self.bound.name,
+            "scope": self.bound.scope,
+            "waiters": self.waiters,
+            "queue": [waiter.as_dict() for waiter in queue],
+        }
 
     def cells(self) -> tuple[str, ...]:
         """What stands in the table, escaped."""

@@ -38,7 +38,7 @@ _threads = _local()
 class Binding:
     """One attempt at a time to have a name; the name is had exactly while `bound`."""
 
-    __slots__ = ("_socket", "address", "kind", "share", "thread")
+    __slots__ = ("address", "kind", "share", "socket", "thread")
 
     def __init__(self, address: bytes, kind: int, share: bool) -> None:
         self.address = address
@@ -47,7 +47,8 @@ class Binding:
         self.share = share
         #: The thread that bound it last.
         self.thread: object = None
-        self._socket: socket | None = None
+        #: The socket itself, for those who cannot afford a call of Python's.
+        self.socket: socket | None = None
 
     @property
     def key(self) -> tuple[bytes, int]:
@@ -57,7 +58,7 @@ class Binding:
     @property
     def bound(self) -> bool:
         """Whether this process has the socket, as far as Python knows (no system call)."""
-        return self._socket is not None and self._socket.fileno() >= 0
+        return self.socket is not None and self.socket.fileno() >= 0
 
     def bind(self) -> None:
         """Take the name, with the system calls socket, bind, listen.
@@ -65,7 +66,7 @@ class Binding:
         Raises OSError: EADDRINUSE when it is taken, anything else when it could not be tried. Whatever is raised,
         also by a signal handler and at whatever instant, nothing is bound afterwards.
         """
-        if self._socket is not None and self._socket.fileno() >= 0:
+        if self.socket is not None and self.socket.fileno() >= 0:
             # In this network namespace the kernel would say the same; a process can move to another.
             from errno import EADDRINUSE
 
@@ -84,7 +85,7 @@ class Binding:
             if self.kind == SOCK_STREAM:
                 own.listen(BACKLOG)
             self.thread = thread
-            self._socket = own
+            self.socket = own
         except BaseException:
             if own is not None:
                 try:
@@ -98,7 +99,7 @@ class Binding:
 
     def close(self) -> None:
         """Let the name go. Raises OSError (EBADF) when other code closed the descriptor before."""
-        own = self._socket
+        own = self.socket
         if own is not None:
             number = own.fileno()
             try:
@@ -108,9 +109,21 @@ class Binding:
                 if number in _open and _open[number][0] is own:
                     del _open[number]
 
+    def stow(self, ticket: "Binding") -> None:
+        """Give up the ticket that the name was had with: at once when nobody is queued at it, else with the name.
+
+        It is closed in any case; the kernel may keep the socket, in the queue of this one.
+        """
+        from bindlock.linux.queue import is_followed, stow
+
+        own = ticket.socket
+        if own is not None and is_followed(own):
+            stow(self.address, own)
+        ticket.close()
+
     def detach(self) -> int:
         """Forget the socket and leave it open, for as long as the process lives; the descriptor's number, or -1."""
-        own = self._socket
+        own = self.socket
         if own is None:
             return -1
         number = own.fileno()
@@ -120,7 +133,7 @@ class Binding:
 
     def forget_if_lost(self) -> bool:
         """Whether other code closed the descriptor; then its number, which may be another's by now, is forgotten."""
-        own = self._socket
+        own = self.socket
         with _fork_guard:  # under which no other thread closes or binds it
             if own is None or own.fileno() < 0 or _is_still(own, self):
                 return False
@@ -131,7 +144,7 @@ class Binding:
 
     def fileno(self) -> int:
         """The descriptor, or -1."""
-        return -1 if self._socket is None else self._socket.fileno()
+        return -1 if self.socket is None else self.socket.fileno()
 
     def inode(self) -> int:
         """The inode of the bound socket: what sock_diag(7) and /proc call it by; 0 when it is bound no more."""
@@ -150,7 +163,7 @@ class Binding:
         Closing one that still waits would be no harm, only a wake-up for nothing: its owner tries the name and queues
         again.
         """
-        own = self._socket
+        own = self.socket
         if own is None:
             return
         try:
@@ -169,12 +182,12 @@ class Binding:
 
     def verify(self) -> bool:
         """Ask the kernel whether the descriptor still is the bound socket, and not closed, or reused for another."""
-        return self._socket is not None and _is_still(self._socket, self)
+        return self.socket is not None and _is_still(self.socket, self)
 
 
 def bindings() -> list[Binding]:
     """The names that this process has now."""
-    return [binding for own, binding in list(_open.values()) if binding._socket is own and _is_still(own, binding)]
+    return [binding for own, binding in list(_open.values()) if binding.socket is own and _is_still(own, binding)]
 
 
 def this_thread() -> object:
@@ -200,7 +213,7 @@ def _is_still(own: socket, binding: Binding) -> bool:
     """Whether the descriptor is the socket we made: other code may have closed it, and its number be another's now."""
     try:
         # Without an address: one that `bind` has not bound yet, or a stranger's.
-        return own.getsockname() in ((binding.address,) if binding._socket is own else (binding.address, ""))
+        return own.getsockname() in ((binding.address,) if binding.socket is own else (binding.address, ""))
     except OSError:
         return False  # closed (EBADF), or a file or socket of some other kind
 

@@ -22,13 +22,14 @@ from struct import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _SHOW_NAME, _SHOW_ICONS, _SHOW_RQLEN, _SHOW_UID = 0x1, 0x8, 0x10, 0x40
+_QUEUES = _SHOW_NAME | _SHOW_RQLEN | _SHOW_UID | _SHOW_ICONS
 _NAME, _ICONS, _RQLEN, _UID = 0, 3, 4, 7
 CLOSE, LISTEN = 7, 10
 _BOUND = 1 << CLOSE | 1 << LISTEN
@@ -113,15 +114,22 @@ class Diag:
     def __exit__(self, *exc_info: object) -> None:
         self._socket.close()
 
-    def bound(self, only: frozenset[bytes] | None = None) -> list[Entry]:
-        """Every bound abstract socket, or those with one of the addresses `only`; `clients` left empty."""
-        return list(self._ask(_BOUND, _SHOW_NAME | _SHOW_RQLEN | _SHOW_UID, only=only))
+    def bound(self, wanted: Callable[[bytes], object] | None = None) -> list[Entry]:
+        """Every bound abstract socket, or those whose address is `wanted`; `clients` left empty."""
+        return list(self._ask(_BOUND, _SHOW_NAME | _SHOW_RQLEN | _SHOW_UID, wanted=wanted))
+
+    def all_queues(self, entries: list[Entry]) -> list[Entry]:
+        """The same sockets now, `clients` filled in, without those that are gone: for many at the cost of a dump."""
+        addresses = frozenset(entry.address for entry in entries)
+        found = {entry.cookie: entry for entry in self._ask(_BOUND, _QUEUES, wanted=addresses.__contains__)}
+        # One that the dump has left out is gone, or stands behind some stranger's that has ended the dump.
+        now = (found.get(entry.cookie) or self.queues(entry) for entry in entries)
+        return [entry for entry in now if entry is not None]
 
     def queues(self, entry: Entry) -> Entry | None:
         """The same socket now, `clients` filled in; None when it is gone."""
-        show = _SHOW_NAME | _SHOW_RQLEN | _SHOW_UID | _SHOW_ICONS
         try:
-            for found in self._ask(_BOUND, show, entry.inode, entry.cookie):
+            for found in self._ask(_BOUND, _QUEUES, entry.inode, entry.cookie):
                 return found
         except OSError as error:
             if error.errno == errno.ENOENT:
@@ -129,7 +137,8 @@ class Diag:
             if error.errno != errno.EMSGSIZE:
                 raise
         # The question before has been answered, with an error, in a large receive: now entries may be large.
-        dump = list(self._ask(_BOUND, show, only=frozenset({entry.address})))  # to its end, or the next gets EBUSY
+        wanted = frozenset({entry.address}).__contains__
+        dump = list(self._ask(_BOUND, _QUEUES, wanted=wanted))  # to its end, or the next gets EBUSY
         same = [found for found in dump if found.inode == entry.inode]
         return same[0] if same else None
 
@@ -139,7 +148,7 @@ class Diag:
         show: int,
         inode: int = 0,
         cookie: tuple[int, int] = (0, 0),
-        only: frozenset[bytes] | None = None,
+        wanted: Callable[[bytes], object] | None = None,
     ) -> Iterator[Entry]:
         self._sequence += 1
         flags = _NLM_F_REQUEST if inode else _NLM_F_REQUEST | _NLM_F_DUMP
@@ -161,7 +170,7 @@ class Diag:
                     if kind == _NLMSG_ERROR:
                         (code,) = _ERROR.unpack_from(buffer, start + _HEADER.size)
                         raise OSError(-code, "sock_diag")
-                    entry = _parse(buffer, start + _HEADER.size, start + length, only)
+                    entry = _parse(buffer, start + _HEADER.size, start + length, wanted)
                     if entry is not None:
                         yield entry
                     if inode:
@@ -169,15 +178,15 @@ class Diag:
                 start += (length + 3) & ~3
 
 
-def _parse(buffer: bytearray, start: int, end: int, only: frozenset[bytes] | None) -> Entry | None:
-    """The entry between `start` and `end`; None for sockets without an abstract name, or with none of `only`."""
+def _parse(buffer: bytearray, start: int, end: int, wanted: Callable[[bytes], object] | None) -> Entry | None:
+    """The entry between `start` and `end`; None for a socket without an abstract name, or with none that is wanted."""
     _, kind, state, _, inode, cookie_low, cookie_high, length, attribute = _BEGINNING.unpack_from(buffer, start)
     start += _BEGINNING.size
     # The name comes first, if there is one; a path name has no leading NUL.
     if attribute != _NAME or length == _ATTRIBUTE.size or buffer[start]:
         return None
     address = bytes(buffer[start : start + length - _ATTRIBUTE.size])
-    if only is not None and address not in only:
+    if wanted is not None and not wanted(address):
         return None
     start += (length - 1) & ~3
     queued = limit = uid = 0

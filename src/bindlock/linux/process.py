@@ -92,11 +92,28 @@ def with_socket(inode: int, uid: int | None) -> list[int]:
     A socket can be sent to anybody who receives descriptors. So one that `uid` made, or listens on, is looked for only
     where that user could have left it on purpose: in processes of the same user, or anywhere when it is root's.
     """
+    return with_sockets({inode: uid})[inode]
+
+
+def with_sockets(uids: dict[int, int | None]) -> dict[int, list[int]]:
+    """The same for many sockets, by their inodes, in one walk through /proc."""
+    found: dict[int, list[int]] = {inode: [] for inode in uids}
     if not _proc_is_ours():
-        return []
-    wanted = f"socket:[{inode}]"
-    pids = sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
-    return [pid for pid in pids if wanted in _links(pid) and uid in (None, 0, _effective_uid(pid))]
+        return found
+    wanted = {f"socket:[{inode}]": inode for inode in uids}
+    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
+        theirs = wanted.keys() & _links(pid)
+        user = effective_uid(pid) if theirs else None
+        for inode in map(wanted.__getitem__, theirs):
+            if uids[inode] in (None, 0, user):
+                found[inode].append(pid)
+    return found
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process is stopped (SIGSTOP, Ctrl-Z, a debugger), so that it acts on nothing until it is continued."""
+    stat = _read(f"/proc/{pid}/stat") if _proc_is_ours() else None
+    return stat is not None and _fields(stat)[0] in (b"T", b"t")
 
 
 def send_signal(pid: int, start: int, number: int) -> None:
@@ -107,7 +124,8 @@ def send_signal(pid: int, start: int, number: int) -> None:
         pidfd_send_signal(owner.fileno(), number)
 
 
-def _effective_uid(pid: int) -> int | None:
+def effective_uid(pid: int) -> int | None:
+    """The effective uid of a process; None when it is gone."""
     for line in (_read(f"/proc/{pid}/status") or b"").splitlines():
         if line.startswith(b"Uid:"):
             return int(line.split()[2])

@@ -1,4 +1,4 @@
-"""Queueing behind the holder of an abstract address, and asking who that is.
+"""Queueing at a bound address, asking who listens there, and what becomes of a ticket.
 
 The kernel's rules (unix(7); net/unix/af_unix.c, Linux 6.12 and 6.18):
 
@@ -7,20 +7,25 @@ The kernel's rules (unix(7); net/unix/af_unix.c, Linux 6.12 and 6.18):
   holder's descriptors are closed one after the other. So waiters are never accepted.)
 * The queue takes backlog + 1 connections. One that is closed keeps its place until somebody accepts it.
 * The credentials of a connection are those of the last listen(2), whoever has the socket by now.
+* A socket can be sent (SCM_RIGHTS) into a connection that nobody has accepted. It is closed when the listener is:
+  `unix_release_sock` first removes the name, and then the queue with all that is in it. So what is sent into a lock's
+  own queue goes with the lock, and after it, whoever has the lock by then; and no descriptor of it is left.
 """
 
 from __future__ import annotations
 
 import errno
 from _signal import pidfd_send_signal  # `signal` would import enum
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
 from posix import pidfd_open
-from select import poll
+from select import POLLIN, poll
 from sys import byteorder
 
 from bindlock.linux.binding import FLAGS
 from bindlock.linux.process import exited, pidfd
 
+#: The backlog of a ticket whose owner has the lock: how sock_diag(7) tells it from that of a waiter.
+SPENT = 0
 _SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
 
 
@@ -97,3 +102,30 @@ def hung_up(connection: socket, seconds: float | None) -> bool:
     # poll(2) takes a C int of milliseconds, 24 days at most: the caller asks again. It is rounded up, so that it does
     # not come back just before the deadline; and goes on after a signal whose handler returns (PEP 475).
     return bool(poller.poll(None if seconds is None else int(min(seconds * 1000 + (seconds > 0), 2**31 - 1))))
+
+
+def is_followed(ticket: socket) -> bool:
+    """Whether somebody is, or was, queued at a listening socket of ours."""
+    poller = poll()
+    poller.register(ticket, POLLIN)
+    return bool(poller.poll(0))
+
+
+def stow(address: bytes, ticket: socket) -> bool:
+    """Leave `ticket`, as a spent one, in the queue of the lock at `address`, which is ours: whether that worked.
+
+    The caller closes the ticket in any case. Where it is not in the queue it goes too early, which is a wake-up for
+    nothing, and no harm; that is why no refusal of the kernel is an error here.
+    """
+    carrier = socket(AF_UNIX, SOCK_STREAM | FLAGS)
+    try:
+        ticket.listen(SPENT)
+        carrier.connect(address)
+        carrier.sendmsg([b"\0"], [(SOL_SOCKET, SCM_RIGHTS, ticket.fileno().to_bytes(4, byteorder))])
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's
+        return False
+    finally:
+        carrier.close()
+    return True

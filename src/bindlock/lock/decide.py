@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
     State: TypeAlias = Literal[
-        "CLAIM", "CONNECT", "QUEUED", "PAUSED", "LOOK", "HELD", "FREE", "REFUSED", "UNTRUSTED"
+        "CLAIM", "TICKET", "FOLLOW", "CONNECT", "QUEUED", "RETRY", "PAUSED", "LOOK",
+        "HELD", "FREE", "REFUSED", "UNTRUSTED",
     ]  # fmt: skip
     Event: TypeAlias = Literal[
-        "claimed", "in use", "queued", "unqueued", "stranger", "hang-up", "hurried", "tick", "time", "free", "going",
-        "alive",
+        "claimed", "in use", "first", "behind", "queued", "unqueued", "stranger", "hang-up", "hurried", "tick", "time",
+        "free", "going", "alive",
     ]  # fmt: skip
     Table: TypeAlias = dict[tuple[State, Event], tuple[State, State, State]]
 
@@ -35,13 +36,18 @@ HURRY = 0.001
 HURRIES = 8
 #: Seconds between two tries at such a listener.
 HURRY_PAUSE = 0.01
+#: Seconds behind a ticket after which the name is tried, in case the one before is next, and stopped.
+PATIENCE = 30.0
 _NEVER = float("inf")
 
 # What each state asks of the driver, and what it may be told in return:
 #
 # CLAIM    bind the name.                                    claimed, in use
+# TICKET   take one, if there is none yet; list them.        first (or no tickets to be had here), behind
+# FOLLOW   queue at the ticket before ours.                  queued, unqueued (it is gone, its queue full, denied)
 # CONNECT  queue at the holder; check its uid.               queued, unqueued (nobody listens, full, denied), stranger
 # QUEUED   sleep until hung up, at most until `until`.       hang-up, hurried (one of many: HURRIES), time
+# RETRY    bind the name, and stay in the queue meanwhile.   claimed, in use
 # PAUSED   sleep until `until`.                              tick
 # LOOK     ask who is in the way.                            free, going (dead or dying), alive, stranger
 # HELD, FREE, REFUSED, UNTRUSTED: the end.
@@ -51,14 +57,20 @@ ENDS = frozenset({"HELD", "FREE", "REFUSED", "UNTRUSTED"})
 #: To have the name.        event        time left    grace        over
 ACQUIRE: Table = {
     ("CLAIM", "claimed"): ("HELD", "HELD", "HELD"),
-    ("CLAIM", "in use"): ("CONNECT", "LOOK", "LOOK"),
+    ("CLAIM", "in use"): ("TICKET", "LOOK", "LOOK"),
+    ("TICKET", "first"): ("CONNECT", "LOOK", "LOOK"),
+    ("TICKET", "behind"): ("FOLLOW", "LOOK", "LOOK"),
+    ("FOLLOW", "queued"): ("QUEUED", "LOOK", "LOOK"),
+    ("FOLLOW", "unqueued"): ("PAUSED", "LOOK", "LOOK"),
     ("CONNECT", "queued"): ("QUEUED", "QUEUED", "LOOK"),
     ("CONNECT", "unqueued"): ("PAUSED", "PAUSED", "LOOK"),
     ("CONNECT", "stranger"): ("UNTRUSTED", "UNTRUSTED", "UNTRUSTED"),
     # The name is free before the hang-up: try it first, whatever the time.
     ("QUEUED", "hang-up"): ("CLAIM", "CLAIM", "CLAIM"),
     ("QUEUED", "hurried"): ("PAUSED", "CLAIM", "CLAIM"),
-    ("QUEUED", "time"): ("QUEUED", "CLAIM", "CLAIM"),
+    ("QUEUED", "time"): ("RETRY", "CLAIM", "CLAIM"),
+    ("RETRY", "claimed"): ("HELD", "HELD", "HELD"),
+    ("RETRY", "in use"): ("QUEUED", "LOOK", "LOOK"),
     ("PAUSED", "tick"): ("CLAIM", "CLAIM", "CLAIM"),
     # Looked at when time is over, to tell the four answers apart.
     ("LOOK", "free"): ("PAUSED", "PAUSED", "REFUSED"),
@@ -88,13 +100,13 @@ class Decision:
     """One wait, from its start at `now` (seconds on a steady clock) to one of `ENDS`.
 
     >>> wait = Decision(ACQUIRE, now=100.0, timeout=5.0)
-    >>> wait.state, wait.next("in use", 100.0), wait.next("queued", 100.0), wait.until
-    ('CLAIM', 'CONNECT', 'QUEUED', 105.0)
+    >>> wait.state, wait.next("in use", 100.0), wait.next("first", 100.0), wait.next("queued", 100.0), wait.until
+    ('CLAIM', 'TICKET', 'CONNECT', 'QUEUED', 105.0)
     >>> wait.next("hang-up", 102.0), wait.next("claimed", 102.0)
     ('CLAIM', 'HELD')
     """
 
-    __slots__ = ("_deadline", "_grace_end", "_hurries", "_pauses", "_since", "_table", "state", "until")
+    __slots__ = ("_deadline", "_grace_end", "_hurries", "_patience", "_pauses", "_since", "_table", "state", "until")
 
     def __init__(self, table: Table, now: float, timeout: float | None) -> None:
         self._table = table
@@ -102,6 +114,7 @@ class Decision:
         self._grace_end = now + GRACE
         self._pauses = 0
         self._hurries = 0
+        self._patience = _NEVER
         self._since = now
         self.state: State = START[id(table)]
         #: In QUEUED and PAUSED: when to wake up at the latest.
@@ -119,10 +132,11 @@ class Decision:
         state = self.state
         self.state = self._table[state, event][phase]
         if self.state == "QUEUED":
-            if state == "CONNECT":
+            if state in ("CONNECT", "FOLLOW"):
                 self._since = now
                 self._pauses = 0
-            self.until = self._grace_end if phase else self._deadline
+                self._patience = PATIENCE if state == "FOLLOW" else _NEVER
+            self.until = self._grace_end if phase else min(self._deadline, now + self._patience)
         elif self.state == "PAUSED":
             self.until = min(now + self._pause(event), self._grace_end if phase else self._deadline)
         return self.state

@@ -8,11 +8,13 @@ import time
 from bindlock.errors import CannotLock, CannotSignal, Held, os_error, printable
 from bindlock.linux import process
 from bindlock.lock.look import Sighting, look, signal_listener
-from bindlock.names import Name, parse
+from bindlock.names import Name, parse, spell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from bindlock.lock.waiter import Waiter
 
 
 class Holder:
@@ -41,7 +43,7 @@ class Holder:
     command: tuple[str, ...]
     #: The inode of the socket that has the name, 0 where sock_diag(7) cannot be had.
     inode: int
-    #: How many processes queue for the name.
+    #: How many wait for the name.
     waiters: int
 
     def __init__(
@@ -87,6 +89,12 @@ class Holder:
 
         if not await_release(Name(self.name, "", self._address, self._kind), self.inode, timeout):
             raise Held(self.name, self)
+
+    def queue(self) -> tuple[Waiter, ...]:
+        """Who waits for the name now, in order: see `bindlock.waiters`. Costs a walk through /proc."""
+        from bindlock.lock.waiter import queue_of
+
+        return queue_of(spell(self._address, self._kind))
 
     def as_dict(self) -> dict[str, Any]:
         """All that is known, for JSON."""
@@ -160,7 +168,7 @@ def identify(name: Name, sighting: Sighting) -> Holder:
         trusted=name.trusts(sighting.uid),
         command=() if pid is None else process.command_line(pid),
         inode=sighting.inode,
-        waiters=sighting.entry.waiters if sighting.entry else 0,
+        waiters=sighting.waiters,
         _start=None if pid is None else process.started(pid),
         _address=name.address,
         _kind=name.kind,
@@ -181,6 +189,8 @@ def user(uid: int | None) -> str:
 
 def command_text(command: tuple[str, ...], width: int = 60) -> str:
     """A command line in one escaped line of at most `width` characters."""
+    if command[1:3] == ("-I", "-S") and "/bindlock/cli/" in "".join(command[3:4]):
+        command = ("bindlock", *command[4:])  # as it was typed: see scripts/bindlock
     text = printable(" ".join(command))
     return text if len(text) <= width else text[: width - 1] + "…"
 

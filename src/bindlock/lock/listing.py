@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 from bindlock.errors import CannotLock
 from bindlock.linux.diag import Diag, Entry
+from bindlock.lock import tickets
 from bindlock.lock.holder import Holder, identify
-from bindlock.lock.look import drop_dead, look
+from bindlock.lock.look import count_waiters, drop_dead, look
+from bindlock.lock.waiter import Waiter, queue_of
 from bindlock.names import Name, is_ours, spell
 
 TYPE_CHECKING = False
@@ -76,10 +78,14 @@ class BoundName:
             raise CannotLock(self.name, error.errno or 0, "looking for its holder") from error
 
     def waiters(self) -> int:
-        """How many live connections are in its queue now; 0 when it has become free. Disturbs nobody."""
+        """How many wait for it now; 0 when it has become free. Disturbs nobody."""
+        name = self._name
         with _asking() as diag:
-            now = diag.queues(self._entry)
-            return now.waiters if now else 0
+            return count_waiters(diag, name, self._entry, diag.bound(tickets.of(name)))[1]
+
+    def queue(self) -> tuple[Waiter, ...]:
+        """Who waits for it now, in order: see `bindlock.waiters`. Costs a walk through /proc."""
+        return queue_of(self._name)
 
     def __repr__(self) -> str:
         return f"<BoundName {self.name!r} scope={self.scope} uid={self.uid} inode={self.inode}>"
@@ -88,14 +94,18 @@ class BoundName:
 def locks(*, every: bool = False) -> list[BoundName]:
     """Every bindlock lock of this network namespace, of whatever user, sorted by address; or `every` abstract name.
 
-    One dump of sock_diag(7): nobody is disturbed, and 10 000 names take some 30 ms. Raises `CannotLock` where
-    sock_diag is forbidden or missing.
+    The tickets of those who wait are no names, and left out. One dump of sock_diag(7): nobody is disturbed, and 10 000
+    names take some 30 ms. Raises `CannotLock` where sock_diag is forbidden or missing.
     """
     with _asking() as diag:
         entries = diag.bound()
         drop_dead(diag, entries)
     entries.sort(key=lambda entry: entry.address)
-    return [BoundName(entry) for entry in entries if every or is_ours(entry.address)]
+    return [
+        BoundName(entry)
+        for entry in entries
+        if (every or is_ours(entry.address)) and tickets.number(entry.address) is None
+    ]
 
 
 @contextmanager

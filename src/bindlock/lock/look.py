@@ -17,6 +17,7 @@ from bindlock.linux import process
 from bindlock.linux.binding import bindings
 from bindlock.linux.diag import Diag, Entry
 from bindlock.linux.queue import Peer, queue, signal_peer
+from bindlock.lock import tickets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 #: How often a name that changes hands under our eyes is looked at again.
 _TRIES = 5
 #: Refusals of sock_diag itself: seccomp, no kernel module, no netlink.
-_NO_DIAG = frozenset({errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOSYS})
+NO_DIAG = frozenset({errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOSYS})
 #: Connect was refused by a rule rather than by the state of the socket: Landlock's scope, AppArmor, SELinux.
 _REFUSALS = frozenset({errno.ECONNREFUSED, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EPROTOTYPE})
 
@@ -35,10 +36,12 @@ _REFUSALS = frozenset({errno.ECONNREFUSED, errno.EAGAIN, errno.EPERM, errno.EACC
 class Sighting:
     """What one look saw: the bound socket, and, where it could be asked, who listened on it."""
 
-    __slots__ = ("entry", "gid", "gone", "listener", "uid")
+    __slots__ = ("entry", "gid", "gone", "listener", "uid", "waiters")
 
-    def __init__(self, entry: Entry | None, peer: Peer | None) -> None:
+    def __init__(self, entry: Entry | None, peer: Peer | None, waiters: int = 0) -> None:
         self.entry = entry
+        #: How many wait for the name, at the holder or behind others.
+        self.waiters = waiters
         #: The PID that listened, or None when it could not be asked or has no number here.
         self.listener = peer.pid if peer else None
         #: The uid of the one who listened, else of the one who made the socket; None when neither could be asked.
@@ -58,13 +61,19 @@ class Sighting:
         return self.gone or (self.listener is not None and process.dying(self.listener))
 
 
+def in_line(name: Name) -> list[Entry]:
+    """The tickets of those who wait for the name, in order. Raises OSError when the kernel cannot be asked."""
+    with Diag() as diag:
+        return tickets.waiting(name, diag.bound(tickets.of(name)))
+
+
 def look(name: Name) -> Sighting | None:
     """What is bound to the name; None when nothing is. Raises OSError when the kernel cannot be asked."""
     try:
         with Diag() as diag:
             return _look(diag, name)
     except OSError as error:
-        if error.errno not in _NO_DIAG:
+        if error.errno not in NO_DIAG:
             raise
     return _connect_only(name)
 
@@ -77,7 +86,8 @@ def signal_listener(name: Name, inode: int, number: int) -> None:
     try:
         with Diag() as diag:
             # Still the holder that was meant: then so it was when we connected.
-            if not any(e.inode == inode and e.key == name.key for e in diag.bound(frozenset({name.address}))):
+            now = diag.bound(frozenset({name.address}).__contains__)
+            if not any(entry.inode == inode and entry.key == name.key for entry in now):
                 raise ProcessLookupError(errno.ESRCH, "it holds the name no more")
         signal_peer(connection, number)
     finally:
@@ -96,11 +106,22 @@ def drop_dead(diag: Diag, entries: Iterable[Entry]) -> None:
             binding.drop_dead(entry.dead_in_front)
 
 
+def count_waiters(diag: Diag, name: Name, entry: Entry, entries: Iterable[Entry]) -> tuple[Entry | None, int]:
+    """The socket that has the name as it is now, None when it is gone; and how many wait, given all tickets."""
+    is_ticket = tickets.of(name)
+    trusted = [other for other in entries if is_ticket(other.address) and name.trusts(other.uid)]
+    # Spent ones, too: whoever waits has one connection, to the holder or to some ticket.
+    queues = diag.all_queues([entry, *trusted])
+    now = queues[0] if queues and queues[0].cookie == entry.cookie else None
+    return now, sum(one.waiters for one in queues) if now else 0
+
+
 def _look(diag: Diag, name: Name) -> Sighting | None:
-    wanted = frozenset({name.address, *(binding.address for binding in bindings())})
+    known = frozenset({name.address, *(binding.address for binding in bindings())})
+    is_ticket = tickets.of(name)
     entry = None
     for _ in range(_TRIES):
-        entries = diag.bound(wanted)
+        entries = diag.bound(lambda address: address in known or is_ticket(address))
         drop_dead(diag, entries)
         entry = next((entry for entry in entries if entry.key == name.key), None)
         if entry is None:
@@ -110,9 +131,9 @@ def _look(diag: Diag, name: Name) -> Sighting | None:
             continue
         peer = _ask_peer(name.address) if entry.roomy else errno.EAGAIN
         # Exclusion makes this a proof: had the name changed hands, the socket seen before would be gone.
-        now = diag.queues(entry)
+        now, waiters = count_waiters(diag, name, entry, entries)
         if now is not None:
-            return Sighting(now, None if isinstance(peer, int) else peer)
+            return Sighting(now, None if isinstance(peer, int) else peer, waiters)
     return Sighting(entry, None)
 
 

@@ -1,0 +1,191 @@
+"""One attempt at a name: carries out what `bindlock.lock.decide` says, but for sleeping, which is the drivers' affair.
+
+An attempt owns two things beside the lock's own socket: its ticket, and its connection to the ticket before, or to the
+holder (its *place*). Both are gone on every way out. What a signal handler raises after the name was had, and before
+the caller knows, makes the driver give the name back.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from bindlock.errors import CannotLock
+from bindlock.linux.queue import peer_uid, queue
+from bindlock.lock import tickets
+from bindlock.lock.holder import identify
+from bindlock.lock.look import NO_DIAG, in_line, look
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Callable
+
+    from bindlock.linux.binding import Binding
+    from bindlock.lock.decide import Decision, Event, State
+    from bindlock.lock.holder import Holder
+    from bindlock.lock.look import Sighting
+    from bindlock.names import Name
+
+#: Answers to connect(2) that mean "not in this queue, not now": nobody listens, it is full, a policy forbids it, or it
+#: is no stream socket. The slow timer takes over.
+_UNQUEUED = frozenset({errno.ECONNREFUSED, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EPROTOTYPE, errno.ENOTCONN})
+#: Answers to the bind(2) of a ticket: a policy allows the name's address, but not a ticket's.
+_FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
+_DOING = {"CLAIM": "binding its name", "RETRY": "binding its name", "TICKET": "taking a ticket"}
+
+
+class Attempt:
+    """One wait, step by step: `step` does what `decision` asks for, up to the states in which a driver has to sleep."""
+
+    def __init__(
+        self, name: Name, binding: Binding | None, decision: Decision, inode: int = 0,
+        waiting: Callable[[Holder], object] | None = None,
+    ) -> None:  # fmt: skip
+        self.decision = decision
+        #: The connection whose hang-up is waited for; None without a place in a queue.
+        self.place: socket | None = None
+        self.ticket: Binding | None = None
+        self._name = name
+        self._binding = binding
+        #: Await the end of this very socket, whoever has the name next; 0: of any.
+        self._inode = inode
+        #: Called once, when there is somebody to wait for.
+        self._waiting = waiting
+        self._telling = False
+        #: The address of the ticket before ours.
+        self._before: bytes | None = None
+        self._sighting: Sighting | None = None
+        self._steps: dict[State, Callable[[], Event]] = {
+            "CLAIM": self._claim,
+            "TICKET": self._take_ticket,
+            "FOLLOW": self._follow,
+            "CONNECT": self._connect,
+            "RETRY": self._claim,
+            "LOOK": self._look,
+        }
+
+    def step(self) -> Event:
+        """Do what the state asks for; what happened. Raises `CannotLock` when the kernel refuses to answer."""
+        state = self.decision.state
+        try:
+            return self._steps[state]()
+        except OSError as error:
+            if error.errno is None or self._telling:
+                raise  # not the kernel's: a signal handler's, or the caller's own
+            action = _DOING.get(state, "queueing for it" if state != "LOOK" else "looking at its holder")
+            raise CannotLock(self._name.text, error.errno or 0, action) from error
+
+    def end(self) -> None:
+        """Leave nothing but the lock, if it was had."""
+        self._drop_ticket()
+        self._leave_queue()
+
+    def holder(self) -> Holder | None:
+        """Who was in the way when last looked; None when that cannot be seen."""
+        try:
+            if self._sighting is None:
+                self._sighting = look(self._name)
+            return identify(self._name, self._sighting) if self._sighting else None
+        except OSError as error:
+            if error.errno is None:
+                raise
+            return None  # that it is held is known, and said, all the same
+
+    def _claim(self) -> Event:
+        assert self._binding is not None
+        try:
+            self._binding.bind()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return "in use"
+        if self.ticket is not None:
+            self._binding.stow(self.ticket)
+        return "claimed"
+
+    def _take_ticket(self) -> Event:
+        self._tell()
+        if self.ticket is None and self._name.listens:
+            self._bind_ticket()
+        if self.ticket is None:
+            return "first"  # as far as we can tell: without an order
+        try:
+            line = in_line(self._name)
+        except OSError as error:
+            if error.errno not in NO_DIAG:
+                raise
+            self._drop_ticket()  # who cannot list tickets cannot keep the order either
+            return "first"
+        self._before = tickets.before(self.ticket, line)
+        return "first" if self._before is None else "behind"
+
+    def _bind_ticket(self) -> None:
+        assert self._binding is not None
+        for address in tickets.addresses(self._name):
+            # Ours before it is bound: a signal handler may raise as soon as it is.
+            self.ticket = type(self._binding)(address, self._name.kind, False)
+            try:
+                self.ticket.bind()
+                return
+            except OSError as error:
+                self.ticket = None
+                if error.errno in _FORBIDDEN:
+                    return
+                if error.errno != errno.EADDRINUSE:
+                    raise
+
+    def _follow(self) -> Event:
+        assert self._before is not None
+        return "queued" if self._queue_at(self._before) else "unqueued"
+
+    def _connect(self) -> Event:
+        self._tell()
+        if self._queue_at(self._name.address):
+            return "queued"
+        # Who binds and never listens, or fills its own queue, is still told from a friend; and a stranger's name may
+        # have changed hands meanwhile.
+        self._sighting = look(self._name)
+        strange = self._sighting is not None and not self._name.trusts(self._sighting.uid)
+        return "stranger" if strange else "unqueued"
+
+    def _look(self) -> Event:
+        self._leave_queue()
+        self._sighting = sighting = look(self._name)
+        if sighting is None or (self._inode and sighting.inode != self._inode):
+            return "free"
+        if not self._name.trusts(sighting.uid):
+            return "stranger"
+        return "going" if sighting.going else "alive"
+
+    def _queue_at(self, address: bytes) -> bool:
+        """Take a place in the queue of somebody who is trusted; whether that worked."""
+        self._leave_queue()
+        place = queue(address) if self._name.listens else errno.EPROTOTYPE
+        if isinstance(place, int):
+            if place not in _UNQUEUED:
+                raise OSError(place, "connect")
+            return False
+        if not self._name.trusts(peer_uid(place)):
+            place.close()
+            return False
+        self.place = place
+        return True
+
+    def _tell(self) -> None:
+        if self._waiting is not None:
+            tell, self._waiting = self._waiting, None
+            holder = self.holder()
+            if holder is not None:
+                self._telling = True
+                tell(holder)
+                self._telling = False
+
+    def _leave_queue(self) -> None:
+        if self.place is not None:
+            self.place.close()
+            self.place = None
+
+    def _drop_ticket(self) -> None:
+        if self.ticket is not None and self.ticket.bound:
+            self.ticket.close()
+        self.ticket = None

@@ -1,0 +1,97 @@
+"""Tickets: the places in the queue of a name, their addresses, and who comes before whom.
+
+A ticket is a socket of its waiter's, bound and listening at the address of the name, a NUL, and a number. How they make
+an order is in docs/design.md. The number is the time of arrival on CLOCK_BOOTTIME, which never goes back, in
+microseconds. A name has no NUL, so nobody can spell a ticket's address; where it would not fit, a digest of the name's
+stands in its place.
+"""
+
+from __future__ import annotations
+
+import time
+
+from bindlock.names import ROOM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from bindlock.linux.binding import Binding
+    from bindlock.linux.diag import Entry
+    from bindlock.names import Name
+
+#: Digits of a number: enough for 300 years without a restart.
+_DIGITS = 16
+_DIGEST_BYTES = 16
+#: Numbers tried, from the time of arrival on. More than so many can only be a stranger's work.
+_TRIES = 100
+
+
+def stem(name: Name) -> bytes:
+    r"""What the addresses of a name's tickets begin with.
+
+    >>> from bindlock.names import parse
+    >>> stem(parse("backup", "host"))
+    b'\x00bindlock/host/backup\x00'
+    >>> len(stem(parse("@" + 107 * "x")))
+    92
+    """
+    tail = name.address[1:]
+    room = ROOM - 1 - _DIGITS
+    if len(tail) > room:
+        from hashlib import blake2b
+
+        mark = b"~" + blake2b(tail, digest_size=_DIGEST_BYTES).hexdigest().encode()
+        tail = tail[: room - len(mark)].rstrip(b"\0") + mark
+    return b"\0" + tail + b"\0"
+
+
+def number(address: bytes) -> int | None:
+    r"""The number of a ticket; None for any other address.
+
+    >>> number(b"\0bindlock/host/backup\x001234"), number(b"\0bindlock/host/backup")
+    (1234, None)
+    """
+    head, _, digits = address[1:].rpartition(b"\0")
+    if head and b"\0" not in head and len(digits) <= _DIGITS and digits.isdigit():
+        return int(digits)
+    return None
+
+
+def of(name: Name) -> Callable[[bytes], bool]:
+    """Tell the addresses of the name's tickets from others."""
+    start = stem(name)
+    return lambda address: address.startswith(start) and number(address) is not None
+
+
+def waited(address: bytes) -> float:
+    """Seconds since the waiter arrived whose ticket has that address."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - (number(address) or 0) / 1e6)
+
+
+def addresses(name: Name) -> Iterator[bytes]:
+    """The addresses that a ticket for the name may have, if it is taken now: the first that is free."""
+    arrival = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+    return (stem(name) + b"%d" % value for value in range(arrival, arrival + _TRIES))
+
+
+def waiting(name: Name, entries: Iterable[Entry]) -> list[Entry]:
+    """The tickets among `entries` whose owners wait for the name, and may: in order."""
+    is_ticket = of(name)
+    found = [
+        entry
+        for entry in entries
+        if entry.listening
+        and entry.limit  # else it is spent
+        and entry.kind == name.kind
+        and is_ticket(entry.address)
+        and name.trusts(entry.uid)
+    ]
+    return sorted(found, key=lambda entry: number(entry.address) or 0)
+
+
+def before(ticket: Binding, queue: list[Entry]) -> bytes | None:
+    """The address of the ticket to follow, given those that wait in order; None for the first of them."""
+    own = number(ticket.address) or 0
+    lower = [entry.address for entry in queue if (number(entry.address) or 0) < own]
+    return lower[-1] if lower else None
