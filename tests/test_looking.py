@@ -144,15 +144,15 @@ def clients(name: str, count: int) -> list[socket]:
 def test_a_holder_that_looks_drops_the_dead_in_front(name: str) -> None:
     """When the holder's own process looks, dead connections before the first live one leave its queue; no other."""
     with bindlock.Lock(name):
-        for client in clients(name, 5):
+        for client in clients(name, 20):
             client.close()
         alive = clients(name, 2)
-        for client in clients(name, 3):
+        for client in clients(name, 18):
             client.close()
-        assert entry(name).queued == 10
+        assert entry(name).queued == 40
         bindlock.locks()
         now = entry(name)
-        assert [bool(inode) for inode in now.clients] == [True, True, False, False, False]
+        assert [bool(inode) for inode in now.clients] == 2 * [True] + 18 * [False]
         assert all(not hung_up(client) for client in alive)
         bindlock.locks()
         assert entry(name).clients == now.clients
@@ -176,7 +176,7 @@ def test_a_holder_that_looks_often_has_an_empty_queue(name: str) -> None:
             holder = bindlock.holder(name)
             assert holder is not None
             assert holder.pid == os.getpid()
-        assert entry(name).queued <= 1
+        assert entry(name).queued < 20
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def test_a_contended_lock_loads_no_more(name: str) -> None:
 
 
 #: From the top down. Each layer imports from itself and from those below it.
-LAYERS = ("cli", "proof", "lock", "linux", "names", "errors")
+LAYERS = ("cli", "proof", "aio", "lock", "linux", "names", "errors")
 #: What only the linux layer may import: modules that make system calls on sockets, descriptors and processes.
 KERNEL = {
     "_socket",

@@ -139,7 +139,7 @@ def _freed(stage: Stage, signals: Interrupter) -> Callable[[], object]:
 def _freed_without_queue(stage: Stage, signals: Interrupter) -> Callable[[], object]:
     stage.stranger = socket(AF_UNIX, SOCK_STREAM)
     stage.stranger.bind(stage.address)  # and never listens
-    signals.on_call = lambda name: stage.leave() if name == "_pause" else None
+    signals.on_call = lambda name: stage.leave() if name == "_sleep" else None
     return stage.lock.acquire
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Held,
         InvalidArgument,
         Lost,
+        NotHandedOver,
         NotHeld,
         Untrusted,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "InvalidArgument",
     "Lock",
     "Lost",
+    "NotHandedOver",
     "NotHeld",
     "Untrusted",
     "Waiter",

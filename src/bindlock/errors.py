@@ -12,6 +12,7 @@ error               what happened                                status  what to
 `NotHeld`           released, but not held                        70      correct the program
 `Lost`              the descriptor was closed behind our back     70      correct the program
 `CannotSignal`      the holder could not be signalled             71      see its ``errno``
+`NotHandedOver`     the lock did not change hands                 71      try again; nothing has changed
 ==================  ===========================================  ======  =========================
 
 The statuses are those of sysexits.h; `BindlockError.exit_status` has them for programs that exit with one.
@@ -158,6 +159,20 @@ class CannotSignal(BindlockError):
 
     def __reduce__(self) -> tuple[type[CannotSignal], tuple[str, int]]:
         return type(self), (str(self), self.errno)
+
+
+class NotHandedOver(BindlockError):
+    """The lock was not sent, or not received. Who had it has it still, unless that process is gone."""
+
+    exit_status = 71
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"{printable(name)} was not handed over: {reason}")
+
+    def __reduce__(self) -> tuple[type[NotHandedOver], tuple[str, str]]:
+        return type(self), (self.name, self.reason)
 
 
 def os_error(code: int) -> str:

@@ -20,9 +20,19 @@ a socket is always in the hands of an object that closes it.
 `errno` and ``from __future__`` (a module as any other) included.
 """
 
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
+from _socket import (
+    AF_UNIX,
+    SO_ACCEPTCONN,
+    SO_DOMAIN,
+    SO_TYPE,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)  # fmt: skip
 from _thread import RLock, _local
-from posix import close, fstat, register_at_fork
+from posix import close, fstat, register_at_fork, set_inheritable
 
 #: Places in the queue; the kernel takes the smaller of this and net.core.somaxconn (4096 since Linux 5.4).
 BACKLOG = 4096
@@ -97,6 +107,45 @@ class Binding:
                         del _open[number]
             raise
 
+    def adopt(self, descriptor: int) -> None:
+        """Have the name by a descriptor that comes from elsewhere, bound and listening; it belongs to this object then.
+
+        listen(2) makes us the one whom the kernel names. Raises OSError, and leaves the descriptor alone: EBADF or
+        ENOTSOCK for no socket, EADDRNOTAVAIL for one that is not of this name.
+        """
+        thread = this_thread()
+        # map() rather than a call: a signal handler that raised just then would have the new object close the lock.
+        (own,) = map(socket, (AF_UNIX,), (self.kind,), (0,), (descriptor,))
+        try:
+            self._check(own)
+            set_inheritable(descriptor, False)
+            own.setblocking(False)
+            with _fork_guard:
+                _open[descriptor] = own, self
+            own.listen(BACKLOG)
+            self.thread = thread
+            self.socket = own
+        except BaseException:
+            if _open.get(descriptor, (None,))[0] is own:
+                del _open[descriptor]
+            own.detach()
+            raise
+
+    def check(self, descriptor: int) -> None:
+        """Raise OSError (EADDRNOTAVAIL) unless `descriptor` could be adopted."""
+        (other,) = map(socket, (AF_UNIX,), (self.kind,), (0,), (descriptor,))
+        try:
+            self._check(other)
+        finally:
+            other.detach()
+
+    def renew(self) -> None:
+        """Have the kernel name this process as the holder: after a fork it names the one that listened before."""
+        own = self.socket
+        if own is not None:
+            own.listen(BACKLOG)
+            self.thread = this_thread()
+
     def close(self) -> None:
         """Let the name go. Raises OSError (EBADF) when other code closed the descriptor before."""
         own = self.socket
@@ -141,6 +190,13 @@ class Binding:
             if number in _open and _open[number][0] is own:
                 del _open[number]
             return True
+
+    def _check(self, own: socket) -> None:
+        options = [own.getsockopt(SOL_SOCKET, option) for option in (SO_DOMAIN, SO_TYPE, SO_ACCEPTCONN)]
+        if options != [AF_UNIX, self.kind, 1] or own.getsockname() != self.address:
+            from errno import EADDRNOTAVAIL
+
+            raise OSError(EADDRNOTAVAIL, "no listening socket of this name")
 
     def fileno(self) -> int:
         """The descriptor, or -1."""

@@ -91,17 +91,27 @@ def signal_peer(connection: socket, number: int) -> None:
         pidfd_send_signal(owner.fileno(), number)
 
 
-def hung_up(connection: socket, seconds: float | None) -> bool:
-    """Sleep until the holder that `connection` is queued at is gone: True; or for `seconds`: False.
+def hung_up(connections: list[socket], seconds: float | None) -> bool:
+    """Sleep until one of those that `connections` are queued at is gone: True; or for `seconds`: False.
 
     No event but the hang-up is asked for (POLLHUP and POLLERR cannot be declined), so nothing that a stranger sends
     wakes us.
     """
     poller = poll()
-    poller.register(connection, 0)
+    for connection in connections:
+        poller.register(connection, 0)
     # poll(2) takes a C int of milliseconds, 24 days at most: the caller asks again. It is rounded up, so that it does
     # not come back just before the deadline; and goes on after a signal whose handler returns (PEP 475).
     return bool(poller.poll(None if seconds is None else int(min(seconds * 1000 + (seconds > 0), 2**31 - 1))))
+
+
+def those_hung_up(connections: list[socket]) -> list[socket]:
+    """Those among `connections` whose other end is gone."""
+    poller = poll()
+    for connection in connections:
+        poller.register(connection, 0)
+    ended = {descriptor for descriptor, _ in poller.poll(0)}
+    return [connection for connection in connections if connection.fileno() in ended]
 
 
 def is_followed(ticket: socket) -> bool:

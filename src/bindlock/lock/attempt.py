@@ -1,8 +1,8 @@
 """One attempt at a name: carries out what `bindlock.lock.decide` says, but for sleeping, which is the drivers' affair.
 
-An attempt owns two things beside the lock's own socket: its ticket, and its connection to the ticket before, or to the
-holder (its *place*). Both are gone on every way out. What a signal handler raises after the name was had, and before
-the caller knows, makes the driver give the name back.
+An attempt owns, beside the lock's own socket: its ticket; its connection to the ticket before, or to the holder (its
+*place*); and while it is the first, the name of the head. All are gone on every way out. What a signal handler raises
+after the name was had, and before the caller knows, makes the driver give the name back.
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 _UNQUEUED = frozenset({errno.ECONNREFUSED, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EPROTOTYPE, errno.ENOTCONN})
 #: Answers to the bind(2) of a ticket: a policy allows the name's address, but not a ticket's.
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
+#: By name: with its methods an attempt would refer to itself in a circle, and only the collector close its connections.
+_STEPS: dict[State, str] = {
+    "CLAIM": "_claim",
+    "TICKET": "_take_ticket",
+    "FOLLOW": "_follow",
+    "CONNECT": "_connect",
+    "RETRY": "_claim",
+    "LOOK": "_look",
+}
 _DOING = {"CLAIM": "binding its name", "RETRY": "binding its name", "TICKET": "taking a ticket"}
 
 
@@ -42,9 +51,11 @@ class Attempt:
         waiting: Callable[[Holder], object] | None = None,
     ) -> None:  # fmt: skip
         self.decision = decision
-        #: The connection whose hang-up is waited for; None without a place in a queue.
-        self.place: socket | None = None
+        #: The connections, to the ticket before or to the holder, whose hang-up is waited for; none without a place.
+        self.places: list[socket] = []
         self.ticket: Binding | None = None
+        #: Bound while we are the first in the queue.
+        self.head: Binding | None = None
         self._name = name
         self._binding = binding
         #: Await the end of this very socket, whoever has the name next; 0: of any.
@@ -55,22 +66,15 @@ class Attempt:
         #: The address of the ticket before ours.
         self._before: bytes | None = None
         self._sighting: Sighting | None = None
-        self._steps: dict[State, Callable[[], Event]] = {
-            "CLAIM": self._claim,
-            "TICKET": self._take_ticket,
-            "FOLLOW": self._follow,
-            "CONNECT": self._connect,
-            "RETRY": self._claim,
-            "LOOK": self._look,
-        }
 
     def step(self) -> Event:
         """Do what the state asks for; what happened. Raises `CannotLock` when the kernel refuses to answer."""
         state = self.decision.state
         try:
-            return self._steps[state]()
+            event: Event = getattr(self, _STEPS[state])()
+            return event
         except OSError as error:
-            if error.errno is None or self._telling:
+            if error.errno is None or self._telling or isinstance(error, CannotLock):
                 raise  # not the kernel's: a signal handler's, or the caller's own
             action = _DOING.get(state, "queueing for it" if state != "LOOK" else "looking at its holder")
             raise CannotLock(self._name.text, error.errno or 0, action) from error
@@ -79,6 +83,7 @@ class Attempt:
         """Leave nothing but the lock, if it was had."""
         self._drop_ticket()
         self._leave_queue()
+        self._drop_head()
 
     def holder(self) -> Holder | None:
         """Who was in the way when last looked; None when that cannot be seen."""
@@ -99,6 +104,8 @@ class Attempt:
             if error.errno != errno.EADDRINUSE:
                 raise
             return "in use"
+        if self.ticket is not None and self.head is None and self._passed():
+            self._drop_ticket()  # those behind it shall queue anew, behind the one we have passed
         if self.ticket is not None:
             self._binding.stow(self.ticket)
         return "claimed"
@@ -117,7 +124,10 @@ class Attempt:
             self._drop_ticket()  # who cannot list tickets cannot keep the order either
             return "first"
         self._before = tickets.before(self.ticket, line)
-        return "first" if self._before is None else "behind"
+        if self._before is not None:
+            return "behind"
+        self._bind_head()
+        return "first"
 
     def _bind_ticket(self) -> None:
         assert self._binding is not None
@@ -134,12 +144,34 @@ class Attempt:
                 if error.errno != errno.EADDRINUSE:
                     raise
 
+    def _bind_head(self) -> None:
+        assert self._binding is not None
+        if self.head is None:
+            self.head = type(self._binding)(tickets.head(self._name), self._name.kind, False)
+            try:
+                self.head.bind()
+            except OSError as error:
+                self.head = None
+                if error.errno != errno.EADDRINUSE and error.errno not in _FORBIDDEN:
+                    raise
+
+    def _passed(self) -> bool:
+        """Whether somebody else is the first in the queue, though we have the name."""
+        first = queue(tickets.head(self._name))
+        if isinstance(first, int):
+            return first != errno.ECONNREFUSED
+        trusted = self._name.trusts(peer_uid(first))
+        first.close()
+        return trusted
+
     def _follow(self) -> Event:
         assert self._before is not None
+        self._leave_queue()
         return "queued" if self._queue_at(self._before) else "unqueued"
 
     def _connect(self) -> Event:
         self._tell()
+        self._leave_queue()
         if self._queue_at(self._name.address):
             return "queued"
         # Who binds and never listens, or fills its own queue, is still told from a friend; and a stranger's name may
@@ -159,7 +191,6 @@ class Attempt:
 
     def _queue_at(self, address: bytes) -> bool:
         """Take a place in the queue of somebody who is trusted; whether that worked."""
-        self._leave_queue()
         place = queue(address) if self._name.listens else errno.EPROTOTYPE
         if isinstance(place, int):
             if place not in _UNQUEUED:
@@ -168,7 +199,7 @@ class Attempt:
         if not self._name.trusts(peer_uid(place)):
             place.close()
             return False
-        self.place = place
+        self.places.append(place)
         return True
 
     def _tell(self) -> None:
@@ -181,9 +212,13 @@ class Attempt:
                 self._telling = False
 
     def _leave_queue(self) -> None:
-        if self.place is not None:
-            self.place.close()
-            self.place = None
+        while self.places:
+            self.places.pop().close()
+
+    def _drop_head(self) -> None:
+        if self.head is not None and self.head.bound:
+            self.head.close()
+        self.head = None
 
     def _drop_ticket(self) -> None:
         if self.ticket is not None and self.ticket.bound:

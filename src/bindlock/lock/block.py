@@ -34,14 +34,14 @@ def run(attempt: Attempt) -> State:
             attempt.end()
         finally:
             # A second signal may have kept us from that. A third cannot keep us from this: no handler runs before the
-            # first call, which is not Python's, has returned.
-            ticket, place = attempt.ticket, attempt.place
+            # first call, which is not Python's, has returned. (Connections are closed when nothing refers to them.)
+            ticket, head = attempt.ticket, attempt.head
             try:
                 if ticket is not None and ticket.socket is not None:
                     ticket.socket.close()
             finally:
-                if place is not None:
-                    place.close()
+                if head is not None and head.socket is not None:
+                    head.socket.close()
     return decision.state
 
 
@@ -51,8 +51,7 @@ def _sleep(attempt: Attempt) -> Event:
     if decision.state == "PAUSED":
         time.sleep(seconds)
         return "tick"
-    assert attempt.place is not None
-    return "hang-up" if hung_up(attempt.place, None if seconds == _FOREVER else seconds) else "time"
+    return "hang-up" if hung_up(attempt.places, None if seconds == _FOREVER else seconds) else "time"
 
 
 def acquire(
@@ -78,16 +77,20 @@ def acquire(
             )
     attempt = Attempt(name, binding, Decision(ACQUIRE, time.monotonic(), timeout), waiting=waiting)
     try:
-        state = run(attempt)
-        if state == "REFUSED":
-            raise Held(name.text, attempt.holder())
-        if state == "UNTRUSTED":
-            stranger = attempt.holder()
-            raise Untrusted(name.text, (stranger and stranger.uid) or 0, stranger)
+        refuse(name, attempt, run(attempt))
     except BaseException:
         if binding.thread is thread and binding.bound:
             binding.close()  # a signal handler has raised after the name was had, and before we could say so
         raise
+
+
+def refuse(name: Name, attempt: Attempt, end: State) -> None:
+    """Raise what the end of an acquire means, `Held` or `Untrusted`, unless it is that the name was had."""
+    if end == "REFUSED":
+        raise Held(name.text, attempt.holder())
+    if end == "UNTRUSTED":
+        stranger = attempt.holder()
+        raise Untrusted(name.text, (stranger and stranger.uid) or 0, stranger)
 
 
 def wait(name: str, timeout: float | None = None, *, scope: str = "user") -> None:

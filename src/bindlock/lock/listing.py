@@ -104,7 +104,7 @@ def locks(*, every: bool = False) -> list[BoundName]:
     return [
         BoundName(entry)
         for entry in entries
-        if (every or is_ours(entry.address)) and tickets.number(entry.address) is None
+        if (every or is_ours(entry.address)) and not tickets.is_part(entry.address)
     ]
 
 

@@ -11,6 +11,7 @@ from bindlock.names import Name, parse
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket
     from typing import Literal, Self, TypeAlias
 
     from bindlock.lock.holder import Holder
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 #: "As the constructor said": None means something else, for ever.
 _INHERIT = -1.0
+#: Seconds that the other side of a hand-over is given.
+HAND_OVER = 10.0
 
 
 class Lock:
@@ -112,19 +115,86 @@ class Lock:
         some other since, may have opened a file of its own under the same number, look at `held` first: it tells them
         apart, which would cost each release a system call.
         """
-        binding = self._binding
-        if not binding.bound:
-            from bindlock.errors import NotHeld, printable
-
-            raise NotHeld(f"{printable(self.name)} is not held by this Lock object in this process")
+        self._check_held()
         try:
-            binding.close()
+            self._binding.close()
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
             from bindlock.errors import Lost
 
             raise Lost(self.name) from error
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for the name that this object has: asked of the kernel.
+
+        A holder that sleeps in a loop of its own may have that watch `fileno()`: it becomes readable when somebody
+        comes to wait. It may be so without anybody waiting, too, for those who look leave a trace; asking here takes
+        that away.
+        Raises `NotHeld`, or `CannotLock` when the kernel cannot be asked.
+        """
+        from bindlock.lock.look import is_wanted
+
+        self._check_held()
+        try:
+            return is_wanted(self._name, self._binding)
+        except OSError as error:
+            from bindlock.errors import CannotLock
+
+            raise CannotLock(self.name, error.errno or 0, "looking for those who wait") from error
+
+    def adopt(self, descriptor: int | None = None) -> None:
+        """Have the name through a socket that is bound to it already; it is never free in between.
+
+        `descriptor` is that socket's number. Without one it is what this process was started with: by ``bindlock run``,
+        after `keep_for_exec`, or by systemd (a socket unit, the descriptor store). An object that has the name already,
+        in the child of a fork with ``children="share"``, has just the kernel name this process from now on.
+
+        Raises `NotHeld` when there is no such socket, and `CannotLock` when the kernel refuses.
+        """
+        from bindlock.lock import handover
+
+        if descriptor is None and self._binding.verify():
+            self._binding.renew()
+        else:
+            self._binding.forget_if_lost()
+            self._check_not_held()
+            handover.adopt(self._name, self._binding, descriptor)
+
+    def keep_for_exec(self) -> dict[str, str]:
+        """Let the program that this process executes next have the name: it calls `adopt`.
+
+        Sets BINDLOCK_NAME and BINDLOCK_FD in `os.environ`, and returns both for those who pass an environment of their
+        own. Call it right before `os.execv`: until then other programs that this process starts may inherit the name as
+        well (subprocess does not, unless told). When the exec fails, `adopt` takes it back. Raises `NotHeld`.
+        """
+        from bindlock.lock import handover
+
+        self._check_held()
+        return handover.keep_for_exec(self._name, self._binding)
+
+    def send(self, connection: socket, timeout: float | None = HAND_OVER) -> None:
+        """Hand the name over to whoever calls `receive` at the other end of a connected Unix socket.
+
+        On return that process has it, and this object no more. Raises `NotHandedOver` when it has not, and this object
+        still has: after `timeout` seconds, when the other side is gone, or another user's. Raises `NotHeld`.
+        """
+        from bindlock.lock import handover
+
+        self._check_held()
+        handover.send(self._name, self._binding, connection, check_timeout(timeout))
+
+    def receive(self, connection: socket, timeout: float | None = HAND_OVER) -> None:
+        """Be handed the name by whoever calls `send` at the other end of a connected Unix socket.
+
+        Raises `NotHandedOver`, and has nothing, when that does not happen within `timeout` seconds, when the other side
+        is gone, or another user's (root's may be), and when it sends something else: that is closed.
+        """
+        from bindlock.lock import handover
+
+        self._check_not_held()
+        handover.receive(self._name, self._binding, connection, check_timeout(timeout))
 
     def detach(self) -> int:
         """Keep the name for as long as the process lives, and forget it: the descriptor, or -1 when not held."""
@@ -133,6 +203,18 @@ class Lock:
     def fileno(self) -> int:
         """The descriptor of the bound socket; -1 when not held."""
         return self._binding.fileno()
+
+    def _check_held(self) -> None:
+        if not self._binding.bound:
+            from bindlock.errors import NotHeld, printable
+
+            raise NotHeld(f"{printable(self.name)} is not held by this Lock object in this process")
+
+    def _check_not_held(self) -> None:
+        if self._binding.bound:
+            from bindlock.errors import AlreadyHeld, printable
+
+            raise AlreadyHeld(f"{printable(self.name)} is held already, by this very object; release it first")
 
     def __enter__(self) -> Self:
         self.acquire()

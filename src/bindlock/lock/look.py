@@ -16,17 +16,20 @@ import errno
 from bindlock.linux import process
 from bindlock.linux.binding import bindings
 from bindlock.linux.diag import Diag, Entry
-from bindlock.linux.queue import Peer, queue, signal_peer
+from bindlock.linux.queue import Peer, is_followed, queue, signal_peer
 from bindlock.lock import tickets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from bindlock.linux.binding import Binding
     from bindlock.names import Name
 
 #: How often a name that changes hands under our eyes is looked at again.
 _TRIES = 5
+#: Dead connections at the front of a queue that are dropped when they are seen.
+_WORTHWHILE = 16
 #: Refusals of sock_diag itself: seccomp, no kernel module, no netlink.
 NO_DIAG = frozenset({errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOSYS})
 #: Connect was refused by a rule rather than by the state of the socket: Landlock's scope, AppArmor, SELinux.
@@ -78,6 +81,57 @@ def look(name: Name) -> Sighting | None:
     return _connect_only(name)
 
 
+def is_wanted(name: Name, binding: Binding) -> bool:
+    """Whether somebody waits for the name that `binding` has; what is dead in its queue is dropped when nobody does.
+
+    Without sock_diag(7) the dead cannot be told from the living. Raises OSError when the kernel cannot be asked.
+    """
+    inode = binding.inode()
+    try:
+        with Diag() as diag:
+            entries = diag.bound(tickets.with_name(name))
+            if tickets.waiting(name, entries):
+                return True
+            for entry in entries:
+                now = diag.queues(entry) if entry.inode == inode else None
+                if now is not None:
+                    if now.waiters:
+                        return True
+                    binding.drop_dead(now.dead_in_front)
+    except OSError as error:
+        if error.errno not in NO_DIAG:
+            raise
+        return binding.socket is not None and is_followed(binding.socket)
+    return False
+
+
+def look_at(name: Name, wanted: Callable[[bytes], object]) -> list[Sighting]:
+    """What is bound to any of the `wanted` addresses, in order; the queue of `name` is that of all of them.
+
+    Raises OSError when the kernel cannot be asked: there is no way without sock_diag(7).
+    """
+    is_ticket = tickets.of(name)
+    with Diag() as diag:
+        for _ in range(_TRIES):
+            entries = diag.bound(lambda address: wanted(address) or is_ticket(address))
+            drop_dead(diag, entries)
+            seen = [entry for entry in entries if entry.kind == name.kind and not is_ticket(entry.address)]
+            peers = [_ask_peer(entry.address) if entry.roomy else errno.EAGAIN for entry in seen]
+            # As above: a socket that is still there was there when we connected.
+            now = {entry.cookie: entry for entry in diag.all_queues(seen)} if seen else {}
+            if len(now) == len(seen):
+                break
+    line = len(tickets.waiting(name, entries))
+    # The first of the line is connected to each of them; whoever has no ticket is, too.
+    queued = max((entry.waiters for entry in now.values()), default=0)
+    waiters = line + max(0, queued - bool(line))
+    return [
+        Sighting(now[entry.cookie], None if isinstance(peer, int) else peer, waiters)
+        for entry, peer in sorted(zip(seen, peers, strict=True), key=lambda pair: _in_order(pair[0]))
+        if entry.cookie in now
+    ]
+
+
 def signal_listener(name: Name, inode: int, number: int) -> None:
     """Send a signal to the process that listens on the socket `inode`. Raises ProcessLookupError without one."""
     connection = queue(name.address) if name.listens else errno.EPROTOTYPE
@@ -102,7 +156,8 @@ def drop_dead(diag: Diag, entries: Iterable[Entry]) -> None:
     for binding in bindings():
         entry = queues.get(binding.inode())
         entry = diag.queues(entry) if entry else None
-        if entry is not None and entry.dead_in_front:
+        # Not for each single one: among them may be the connection that keeps a spent ticket.
+        if entry is not None and entry.dead_in_front >= _WORTHWHILE:
             binding.drop_dead(entry.dead_in_front)
 
 
@@ -165,3 +220,7 @@ def _ask_peer(address: bytes) -> Peer | int:
         return Peer(connection)
     finally:
         connection.close()
+
+
+def _in_order(entry: Entry) -> tuple[int, bytes]:
+    return len(entry.address), entry.address  # numbers without leading zeros

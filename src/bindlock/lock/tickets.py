@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Digits of a number: enough for 300 years without a restart.
 _DIGITS = 16
 _DIGEST_BYTES = 16
+#: What follows the name where a semaphore is meant, whose queue is one of its own: see `bindlock.lock.slots`.
+SLOTS = b"\0slots"
+_HEAD = b"head"
 #: Numbers tried, from the time of arrival on. More than so many can only be a stranger's work.
 _TRIES = 100
 
@@ -36,14 +39,24 @@ def stem(name: Name) -> bytes:
     >>> len(stem(parse("@" + 107 * "x")))
     92
     """
-    tail = name.address[1:]
-    room = ROOM - 1 - _DIGITS
-    if len(tail) > room:
-        from hashlib import blake2b
+    return b"\0" + _shortened(name.address[1:], ROOM - 1 - _DIGITS) + b"\0"
 
-        mark = b"~" + blake2b(tail, digest_size=_DIGEST_BYTES).hexdigest().encode()
-        tail = tail[: room - len(mark)].rstrip(b"\0") + mark
-    return b"\0" + tail + b"\0"
+
+def of_slots(name: Name) -> bytes:
+    r"""The address under which everything of a name's semaphore is: nobody binds it, it is for `stem` and the others.
+
+    >>> from bindlock.names import Name, parse
+    >>> of_slots(parse("encode", "host"))
+    b'\x00bindlock/host/encode\x00slots'
+    >>> len(stem(Name("x", "verbatim", of_slots(parse("@" + 107 * "x")))))
+    92
+    """
+    return b"\0" + _shortened(name.address[1:], ROOM - 1 - _DIGITS - len(SLOTS)) + SLOTS
+
+
+def head(name: Name) -> bytes:
+    """The address that the first in the queue binds, to be seen by those who pass it."""
+    return stem(name) + _HEAD
 
 
 def number(address: bytes) -> int | None:
@@ -53,15 +66,27 @@ def number(address: bytes) -> int | None:
     (1234, None)
     """
     head, _, digits = address[1:].rpartition(b"\0")
+    head = head.removesuffix(SLOTS)
     if head and b"\0" not in head and len(digits) <= _DIGITS and digits.isdigit():
         return int(digits)
     return None
+
+
+def is_part(address: bytes) -> bool:
+    """Whether an address is that of a ticket or a head, and so no name."""
+    return number(address) is not None or address.endswith(b"\0" + _HEAD)
 
 
 def of(name: Name) -> Callable[[bytes], bool]:
     """Tell the addresses of the name's tickets from others."""
     start = stem(name)
     return lambda address: address.startswith(start) and number(address) is not None
+
+
+def with_name(name: Name) -> Callable[[bytes], bool]:
+    """Tell the name's own address, and those of its tickets, from others."""
+    is_ticket = of(name)
+    return lambda address: address == name.address or is_ticket(address)
 
 
 def waited(address: bytes) -> float:
@@ -95,3 +120,13 @@ def before(ticket: Binding, queue: list[Entry]) -> bytes | None:
     own = number(ticket.address) or 0
     lower = [entry.address for entry in queue if (number(entry.address) or 0) < own]
     return lower[-1] if lower else None
+
+
+def _shortened(tail: bytes, room: int) -> bytes:
+    """As much of a name as there is room for; what is short enough stays as it is."""
+    if len(tail) <= room:
+        return tail
+    from hashlib import blake2b
+
+    mark = b"~" + blake2b(tail, digest_size=_DIGEST_BYTES).hexdigest().encode()
+    return tail[: room - len(mark)].decode(errors="ignore").encode().rstrip(b"\0") + mark

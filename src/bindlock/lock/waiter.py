@@ -82,9 +82,8 @@ def queue_of(name: Name) -> tuple[Waiter, ...]:
 
 
 def _queue_of(name: Name) -> tuple[Waiter, ...]:
-    is_ticket = tickets.of(name)
     with Diag() as diag:
-        entries = diag.bound(lambda address: address == name.address or is_ticket(address))
+        entries = diag.bound(tickets.with_name(name))
         line = tickets.waiting(name, entries)
         bound = next((entry for entry in entries if entry.key == name.key), None)
         bound, count = count_waiters(diag, name, bound, entries) if bound else (None, len(line))
