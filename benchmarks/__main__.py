@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bindlock
-from benchmarks import command, imports, listing, system_calls, takeover, uncontended, waiting
+from benchmarks import command, drain, imports, listing, system_calls, takeover, uncontended, waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "system-calls": system_calls.measure,
     "takeover": takeover.measure,
     "waiting": waiting.measure,
+    "drain": drain.measure,
     "run": command.measure_start,
     "memory": command.measure_memory,
     "imports": imports.measure,

@@ -14,7 +14,15 @@ import bindlock
 from bindlock.cli import holders
 from bindlock.cli import run as run_module
 from bindlock.cli.contended import say
-from bindlock.cli.options import SECONDS, STATUS, complete_names, dies_of_interrupts, scope_option
+from bindlock.cli.options import (
+    PATIENCE,
+    SECONDS,
+    SLOTS,
+    STATUS,
+    complete_names,
+    dies_of_interrupts,
+    scope_option,
+)
 from bindlock.errors import BindlockError, os_error
 
 if TYPE_CHECKING:
@@ -73,20 +81,49 @@ def cli() -> None:
     """
 
 
+class Run(click.Command):
+    """``bindlock run``: click has no option whose value can be left out when an argument follows."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give ``--replace`` its value."""
+        options: list[str] = []
+        rest = list(args)
+        while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
+            option = rest.pop(0)
+            options.append(f"--replace={run_module.GRACE:g}" if option == "--replace" else option)
+            if _takes_the_next(option) and rest:
+                options.append(rest.pop(0))
+        return super().parse_args(ctx, options + rest)
+
+
+def _takes_the_next(option: str) -> bool:
+    """Whether the value of an option, or of the last of several (``-qw``), is the next argument."""
+    valued = {spelling for spellings, takes in run_module.OPTIONS.values() if takes for spelling in spellings}
+    if option.startswith("--"):
+        return option in valued
+    first = next((place for place, letter in enumerate(option) if f"-{letter}" in valued), None)
+    return first == len(option) - 1
+
+
 @cli.command(
     "run",
+    cls=Run,
     context_settings={"allow_interspersed_args": False},
     epilog="""\b
-Examples:
-  bindlock run backup -- ./backup.sh --full
-  bindlock run -w 2.5 backup -c 'make && make install'
-  * * * * *  bindlock run -nq mirror -- rsync -a …    (crontab)
-
-The command inherits the lock (BINDLOCK_NAME, BINDLOCK_FD): the name is held until it, and whatever it
-leaves running with its descriptors, is gone. Exit status: the command's; 75 when held by another.""",
+Examples: bindlock run backup -- ./backup.sh --full
+          bindlock run --replace=5 web -- ./serve
+          bindlock run -nq mirror -c 'rsync -a …'
+The command has the lock (BINDLOCK_NAME, BINDLOCK_FD) until it, and all that it
+leaves running, is gone. Exit status: the command's; 75 when held by another.""",
 )
-@click.option("-n", "--nb", "--nonblock", "nonblock", is_flag=True, help="Do not wait.")
+@click.option("-n", "--nb", "--nonblock", "nonblock", is_flag=True, help="Skip: do not wait.")
 @click.option("-w", "--wait", "--timeout", "wait", type=SECONDS, help="Wait at most so long.")
+@click.option(
+    "--replace", type=PATIENCE, metavar="[=GRACE]", help="End who has it: TERM, after 10 s KILL.",
+    shell_complete=complete_names,  # click takes the word after it for its value
+)  # fmt: skip
+@click.option("--slots", type=SLOTS, metavar="N", help="So many at a time.")
+@click.option("--fork", is_flag=True, help="Run COMMAND as a child, and pass signals on.")
 @click.option(
     "-E", "--conflict-exit-code", "conflict", type=STATUS, default=run_module.CONFLICT,
     show_default=True, help="Status when held.",

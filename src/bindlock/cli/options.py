@@ -33,8 +33,17 @@ class Number(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+def _patience(text: str) -> float:
+    value = run_module.seconds(text)
+    if value == float("inf"):
+        raise ValueError(f"{text!r} is no grace: give seconds, 0 or more; to ask only, there is bindlock stop")
+    return value
+
+
 SECONDS = Number("seconds", run_module.seconds)
+PATIENCE = Number("seconds", _patience)
 STATUS = Number("status", run_module.status)
+SLOTS = Number("slots", run_module.slots)
 
 
 class Signal(click.ParamType):  # type: ignore[type-arg]

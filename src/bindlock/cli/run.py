@@ -12,6 +12,8 @@ from bindlock.linux.binding import Binding
 from bindlock.names import SCOPES, parse
 
 CONFLICT, NOT_EXECUTABLE, NOT_FOUND = 75, 126, 127
+#: Seconds that a holder which is replaced has to go by itself.
+GRACE = 10.0
 
 #: The options and their spellings, those of flock(1) first; and whether they take a value.
 OPTIONS = {
@@ -20,6 +22,9 @@ OPTIONS = {
     "conflict": (("-E", "--conflict-exit-code"), True),
     "shell": (("-c", "--command"), True),
     "scope": (("--scope",), True),
+    "slots": (("--slots",), True),
+    "replace": (("--replace",), False),
+    "fork": (("--fork",), False),
     "quiet": (("-q", "--quiet"), False),
     "verbose": (("--verbose",), False),
 }
@@ -28,11 +33,12 @@ OPTIONS = {
 class Plan:
     """What a command line of ``bindlock run`` asks for. Raises ValueError, with the reason, when that is nothing."""
 
-    __slots__ = ("command", "conflict", "name", "quiet", "scope", "timeout", "verbose")
+    __slots__ = ("command", "conflict", "fork", "name", "quiet", "replace", "scope", "slots", "timeout", "verbose")
 
     def __init__(
         self, operands: list[str], *, nonblock: bool = False, wait: float | None = None, conflict: int = CONFLICT,
         shell: str | None = None, scope: str = "user", quiet: bool = False, verbose: bool = False,
+        slots: int | None = None, replace: float | bool | None = None, fork: bool = False,
     ) -> None:  # fmt: skip
         if not operands:
             raise ValueError("no name given")
@@ -49,7 +55,14 @@ class Plan:
         if shell is not None and rest:
             raise ValueError(f"either a string for the shell or a command, not both: {rest[0]!r}")
         self.command = rest if shell is None else [_shell(), "-c", shell]
+        if nonblock and replace is not None:
+            raise ValueError("either skip (-n) or replace, not both")
+        if slots is not None and replace is not None:
+            raise ValueError("no telling which of several to replace: either --slots or --replace")
         self.timeout = 0.0 if nonblock else wait
+        self.slots = slots
+        self.replace = GRACE if replace is True else replace
+        self.fork = fork
         self.conflict = conflict
         self.scope = scope
         self.quiet = quiet
@@ -66,6 +79,14 @@ class Plan:
             if isinstance(lock, int):
                 return lock
             descriptor = lock.detach()
+        if self.fork:
+            from bindlock.cli.contended import supervise
+
+            return supervise(self, descriptor)
+        return self.become(descriptor)
+
+    def become(self, descriptor: int) -> int:
+        """Become the command, that has the lock by that descriptor; the exit status when that cannot be."""
         try:
             become(self.command, descriptor, {b"BINDLOCK_NAME": self.name.encode()})
         except (OSError, ValueError) as error:  # ValueError: a NUL within an argument
@@ -75,7 +96,7 @@ class Plan:
 
     def _claim(self) -> int:
         """The descriptor of the lock, had by the first row of `bindlock.lock.decide`; -1 when there is more to it."""
-        if self.verbose:
+        if self.verbose or self.slots is not None:
             return -1
         try:
             name = parse(self.name, self.scope)
@@ -147,7 +168,15 @@ def scope(text: str) -> str:
     return text
 
 
-_VALUES = {"wait": seconds, "conflict": status, "scope": scope}
+def slots(text: str) -> int:
+    """A number of slots. Raises ValueError for less than one, or not a number."""
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise ValueError(f"{text!r} is no number of slots: it is 1 or more")
+    return value
+
+
+_VALUES = {"wait": seconds, "conflict": status, "scope": scope, "slots": slots}
 
 
 def _shell() -> str:

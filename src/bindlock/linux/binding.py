@@ -158,16 +158,21 @@ class Binding:
                 if number in _open and _open[number][0] is own:
                     del _open[number]
 
+    def followed(self) -> bool:
+        """Whether somebody is, or was, queued at it."""
+        from bindlock.linux.queue import is_followed
+
+        return self.socket is not None and is_followed(self.socket)
+
     def stow(self, ticket: "Binding") -> None:
-        """Give up the ticket that the name was had with: at once when nobody is queued at it, else with the name.
+        """Have `ticket`, with which the name was had, last as long as the name does, as a spent one.
 
-        It is closed in any case; the kernel may keep the socket, in the queue of this one.
+        It is closed; the kernel keeps the socket, in the queue of this one.
         """
-        from bindlock.linux.queue import is_followed, stow
+        from bindlock.linux.queue import stow
 
-        own = ticket.socket
-        if own is not None and is_followed(own):
-            stow(self.address, own)
+        if ticket.socket is not None:
+            stow(self.address, ticket.socket)
         ticket.close()
 
     def detach(self) -> int:

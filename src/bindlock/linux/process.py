@@ -101,12 +101,15 @@ def with_sockets(uids: dict[int, int | None]) -> dict[int, list[int]]:
     if not _proc_is_ours():
         return found
     wanted = {f"socket:[{inode}]": inode for inode in uids}
-    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
-        theirs = wanted.keys() & _links(pid)
-        user = effective_uid(pid) if theirs else None
-        for inode in map(wanted.__getitem__, theirs):
-            if uids[inode] in (None, 0, user):
-                found[inode].append(pid)
+    pids = sorted(map(int, filter(str.isdigit, os.listdir("/proc"))))
+    for look in (_links, _links_of_threads):  # few threads have a table of their own
+        for pid in pids if wanted else ():
+            theirs = wanted.keys() & look(pid)
+            user = effective_uid(pid) if theirs else None
+            for inode in map(wanted.__getitem__, theirs):
+                if uids[inode] in (None, 0, user):
+                    found[inode].append(pid)
+        wanted = {link: inode for link, inode in wanted.items() if not found[inode]}
     return found
 
 
@@ -148,18 +151,34 @@ def _proc_is_ours() -> bool:
 
 
 def _links(pid: int) -> set[str]:
-    directory = f"/proc/{pid}/fd"
+    return _links_in(f"/proc/{pid}/fd")
+
+
+def _links_of_threads(pid: int) -> set[str]:
+    threads = _listed(f"/proc/{pid}/task")
+    if len(threads) < 2:
+        return set()
+    return set().union(*(_links_in(f"/proc/{pid}/task/{thread}/fd") for thread in threads))
+
+
+def _links_in(directory: str) -> set[str]:
     links = set()
+    for descriptor in _listed(directory):
+        try:
+            links.add(os.readlink(f"{directory}/{descriptor}"))
+        except OSError as error:  # ENOENT: closed since
+            if error.errno not in (*_ENDED, errno.EACCES, errno.EPERM):
+                raise
+    return links
+
+
+def _listed(directory: str) -> list[str]:
     try:
-        for descriptor in os.listdir(directory):
-            try:
-                links.add(os.readlink(f"{directory}/{descriptor}"))
-            except FileNotFoundError:
-                continue  # closed since
+        return os.listdir(directory)
     except OSError as error:
         if error.errno not in (*_ENDED, errno.EACCES, errno.EPERM):
             raise
-    return links
+        return []
 
 
 def _thread_dying(directory: str) -> bool:

@@ -121,21 +121,21 @@ def is_followed(ticket: socket) -> bool:
     return bool(poller.poll(0))
 
 
-def stow(address: bytes, ticket: socket) -> bool:
-    """Leave `ticket`, as a spent one, in the queue of the lock at `address`, which is ours: whether that worked.
+def stow(address: bytes, ticket: socket) -> None:
+    """Leave `ticket`, as a spent one, in the queue of the lock at `address`, which is ours.
 
     The caller closes the ticket in any case. Where it is not in the queue it goes too early, which is a wake-up for
     nothing, and no harm; that is why no refusal of the kernel is an error here.
     """
-    carrier = socket(AF_UNIX, SOCK_STREAM | FLAGS)
+    carrier = None
     try:
+        carrier = socket(AF_UNIX, SOCK_STREAM | FLAGS)
         ticket.listen(SPENT)
         carrier.connect(address)
         carrier.sendmsg([b"\0"], [(SOL_SOCKET, SCM_RIGHTS, ticket.fileno().to_bytes(4, byteorder))])
     except OSError as error:
         if error.errno is None:
             raise  # a signal handler's
-        return False
     finally:
-        carrier.close()
-    return True
+        if carrier is not None:
+            carrier.close()

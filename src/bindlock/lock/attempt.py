@@ -98,15 +98,16 @@ class Attempt:
 
     def _claim(self) -> Event:
         assert self._binding is not None
+        if self.decision.state == "CLAIM":
+            self._leave_queue()  # its descriptor may be the last that we are allowed
         try:
             self._binding.bind()
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             return "in use"
-        if self.ticket is not None and self.head is None and self._passed():
-            self._drop_ticket()  # those behind it shall queue anew, behind the one we have passed
-        if self.ticket is not None:
+        # Otherwise the ticket is closed, and those behind it queue anew, behind the one whom we have passed.
+        if self.ticket is not None and self.ticket.followed() and (self.head is not None or not self._passed()):
             self._binding.stow(self.ticket)
         return "claimed"
 
@@ -152,17 +153,23 @@ class Attempt:
                 self.head.bind()
             except OSError as error:
                 self.head = None
-                if error.errno != errno.EADDRINUSE and error.errno not in _FORBIDDEN:
-                    raise
+                if error.errno is None:
+                    raise  # a signal handler's
+                # Somebody else is the head, or it cannot be had here: we may be passed more than once.
 
     def _passed(self) -> bool:
         """Whether somebody else is the first in the queue, though we have the name."""
-        first = queue(tickets.head(self._name))
-        if isinstance(first, int):
-            return first != errno.ECONNREFUSED
-        trusted = self._name.trusts(peer_uid(first))
-        first.close()
-        return trusted
+        try:
+            first = queue(tickets.head(self._name))
+            if isinstance(first, int):
+                return first != errno.ECONNREFUSED
+            trusted = self._name.trusts(peer_uid(first))
+            first.close()
+            return trusted
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's
+            return True  # it cannot be seen
 
     def _follow(self) -> Event:
         assert self._before is not None

@@ -7,7 +7,7 @@ import time
 
 from bindlock.errors import CannotLock, CannotSignal, Held, os_error, printable
 from bindlock.linux import process
-from bindlock.lock.look import Sighting, look, signal_listener
+from bindlock.lock.look import NO_DIAG, Sighting, look, signal_listener
 from bindlock.names import Name, parse, spell
 
 TYPE_CHECKING = False
@@ -64,6 +64,14 @@ class Holder:
         """Seconds since the process started, now; None where that cannot be seen."""
         return None if self._start is None else process.age(self._start)
 
+    @property
+    def slot(self) -> tuple[int, int] | None:
+        """Which slot of how many, where the name is a semaphore; else None."""
+        from bindlock.lock.slots import numbers
+
+        found = numbers(self._address)
+        return found if found[1] else None
+
     def signal(self, number: int) -> None:
         """Send a signal to this very process, by pidfd, never to another that got its PID.
 
@@ -92,9 +100,10 @@ class Holder:
 
     def queue(self) -> tuple[Waiter, ...]:
         """Who waits for the name now, in order: see `bindlock.waiters`. Costs a walk through /proc."""
+        from bindlock.lock.slots import whose
         from bindlock.lock.waiter import queue_of
 
-        return queue_of(spell(self._address, self._kind))
+        return queue_of(spell(whose(self._address), self._kind))
 
     def as_dict(self) -> dict[str, Any]:
         """All that is known, for JSON."""
@@ -110,7 +119,7 @@ class Holder:
             "command": list(self.command),
             "inode": self.inode,
             "waiters": self.waiters,
-        }
+        } | ({"slot": self.slot[0], "slots": self.slot[1]} if self.slot else {})
 
     def __str__(self) -> str:
         who = f"pid {'unknown' if self.pid is None else self.pid} ({user(self.uid)}"
@@ -145,14 +154,27 @@ class Holder:
 def holder(name: str, *, scope: str = "user") -> Holder | None:
     """Who holds the name now; None when it is free. Waiting for it is not disturbed by looking.
 
+    Of those who have a slot of it, one: see `bindlock.lock.semaphore.holders`.
+
     Raises `InvalidArgument` for what cannot be a name, `CannotLock` when the kernel cannot be asked.
     """
     parsed = parse(name, scope)
     try:
         sighting = look(parsed)
-        return None if sighting is None else identify(parsed, sighting)
+        return identify(parsed, sighting) if sighting is not None else _of_slots(parsed)
     except OSError as error:
         raise CannotLock(name, error.errno or 0, "looking for its holder") from error
+
+
+def _of_slots(name: Name) -> Holder | None:
+    from bindlock.lock.slots import holders
+
+    try:
+        return next(iter(holders(name)), None)
+    except OSError as error:
+        if error.errno not in NO_DIAG:
+            raise
+        return None  # nobody can have a slot where they cannot be listed
 
 
 def identify(name: Name, sighting: Sighting) -> Holder:

@@ -68,17 +68,22 @@ class Lock:
         """Whether this object, in this process, has the name: asked of the kernel, so true of forked children, too."""
         return self._binding.verify()
 
-    def acquire(self, timeout: float | None = _INHERIT, *, waiting: Callable[[Holder], object] | None = None) -> None:
+    def acquire(
+        self, timeout: float | None = _INHERIT, *, replace: float | None = None,
+        waiting: Callable[[Holder], object] | None = None,
+    ) -> None:  # fmt: skip
         """Have the name, or raise; nothing is held then, whatever is raised.
 
         `timeout` is in seconds, None is for ever, and by default it is the constructor's. `waiting` is called once,
-        with whoever is in the way, if there is somebody to wait for. Raises
+        with whoever is in the way, if there is somebody to wait for. `replace` ends who has the name: SIGTERM, and
+        after so many seconds SIGKILL, to just that process, by pidfd. Raises
 
         * `Held` when somebody else has the name and the time is over: its `holder` says who;
         * `Untrusted` when the scope does not trust the user who has it;
         * `CannotLock` when it could not be tried: out of descriptors, or forbidden by a policy;
         * `AlreadyHeld` when this object is held by the calling thread, or when it would wait without end for itself;
-        * `InvalidArgument` for a negative time-out, or NaN.
+        * `InvalidArgument` for a negative time-out, or NaN;
+        * `CannotSignal` when a holder that is to be replaced is not ours to signal.
 
         Holders that were killed a moment ago are given up to 0.25 s to be gone, whatever the time-out.
         """
@@ -94,9 +99,15 @@ class Lock:
                 from bindlock.errors import CannotLock
 
                 raise CannotLock(self.name, error.errno or 0, "binding its name") from error
-        from bindlock.lock import block
+        timeout = self.timeout if timeout is _INHERIT else timeout
+        if replace is None:
+            from bindlock.lock import block
 
-        block.acquire(self._name, self._binding, self.timeout if timeout is _INHERIT else timeout, waiting)
+            block.acquire(self._name, self._binding, timeout, waiting)
+        else:
+            from bindlock.lock import replace as policy
+
+            policy.acquire(self._name, self._binding, timeout, replace, waiting)
 
     def try_acquire(self) -> bool:
         """Have the name, without waiting: whether it worked. Raises as `acquire` does, but for `Held`."""

@@ -165,10 +165,11 @@ def count_waiters(diag: Diag, name: Name, entry: Entry, entries: Iterable[Entry]
     """The socket that has the name as it is now, None when it is gone; and how many wait, given all tickets."""
     is_ticket = tickets.of(name)
     trusted = [other for other in entries if is_ticket(other.address) and name.trusts(other.uid)]
-    # Spent ones, too: whoever waits has one connection, to the holder or to some ticket.
+    # Spent ones, too: whoever waits has one connection, to the holder or to some ticket; or none yet, but a ticket.
     queues = diag.all_queues([entry, *trusted])
     now = queues[0] if queues and queues[0].cookie == entry.cookie else None
-    return now, sum(one.waiters for one in queues) if now else 0
+    connected = sum(one.waiters for one in queues)
+    return now, max(connected, len(tickets.waiting(name, queues))) if now else 0
 
 
 def _look(diag: Diag, name: Name) -> Sighting | None:

@@ -26,6 +26,8 @@ _DIGEST_BYTES = 16
 #: What follows the name where a semaphore is meant, whose queue is one of its own: see `bindlock.lock.slots`.
 SLOTS = b"\0slots"
 _HEAD = b"head"
+#: In no UTF-8, so in no name: another name cannot be spelled to have the tickets of a long one.
+_UNSPELLABLE = b"\xff"
 #: Numbers tried, from the time of arrival on. More than so many can only be a stranger's work.
 _TRIES = 100
 
@@ -39,7 +41,7 @@ def stem(name: Name) -> bytes:
     >>> len(stem(parse("@" + 107 * "x")))
     92
     """
-    return b"\0" + _shortened(name.address[1:], ROOM - 1 - _DIGITS) + b"\0"
+    return b"\0" + _shortened(name.address[1:], ROOM - 1 - _DIGITS, _UNSPELLABLE) + b"\0"
 
 
 def of_slots(name: Name) -> bytes:
@@ -51,7 +53,8 @@ def of_slots(name: Name) -> bytes:
     >>> len(stem(Name("x", "verbatim", of_slots(parse("@" + 107 * "x")))))
     92
     """
-    return b"\0" + _shortened(name.address[1:], ROOM - 1 - _DIGITS - len(SLOTS)) + SLOTS
+    # With the mark of `bindlock.names`: what the list makes of a slot's address is a name, and means these slots again.
+    return b"\0" + _shortened(name.address[1:], ROOM - 1 - _DIGITS - len(SLOTS), b"~") + SLOTS
 
 
 def head(name: Name) -> bytes:
@@ -122,11 +125,11 @@ def before(ticket: Binding, queue: list[Entry]) -> bytes | None:
     return lower[-1] if lower else None
 
 
-def _shortened(tail: bytes, room: int) -> bytes:
-    """As much of a name as there is room for; what is short enough stays as it is."""
+def _shortened(tail: bytes, room: int, mark: bytes) -> bytes:
+    """As much of a name as there is room for, a mark, and a digest; what is short enough stays as it is."""
     if len(tail) <= room:
         return tail
     from hashlib import blake2b
 
-    mark = b"~" + blake2b(tail, digest_size=_DIGEST_BYTES).hexdigest().encode()
-    return tail[: room - len(mark)].decode(errors="ignore").encode().rstrip(b"\0") + mark
+    end = mark + blake2b(tail, digest_size=_DIGEST_BYTES).hexdigest().encode()
+    return tail[: room - len(end)].decode(errors="ignore").encode().rstrip(b"\0") + end

@@ -7,7 +7,7 @@ import time
 from bindlock.errors import CannotLock
 from bindlock.linux import process
 from bindlock.linux.diag import Diag
-from bindlock.lock import tickets
+from bindlock.lock import slots, tickets
 from bindlock.lock.holder import command_text, duration, user
 from bindlock.lock.look import NO_DIAG, count_waiters
 from bindlock.names import parse
@@ -74,7 +74,7 @@ def waiters(name: str, *, scope: str = "user") -> tuple[Waiter, ...]:
 def queue_of(name: Name) -> tuple[Waiter, ...]:
     """The same for a name that is parsed already."""
     try:
-        return _queue_of(name)
+        return _queue_of(name) or _queue_for_slots(slots.queue_name(name))
     except OSError as error:
         if error.errno in NO_DIAG:
             return ()
@@ -88,13 +88,28 @@ def _queue_of(name: Name) -> tuple[Waiter, ...]:
         bound = next((entry for entry in entries if entry.key == name.key), None)
         bound, count = count_waiters(diag, name, bound, entries) if bound else (None, len(line))
     clients = [inode for inode in bound.clients if inode] if bound else []
+    queue = _placed(line, clients)
+    return tuple(queue + [_describe([], None) for _ in range(count - len(queue))])
+
+
+def _queue_for_slots(name: Name) -> tuple[Waiter, ...]:
+    start = tickets.stem(name)
+    with Diag() as diag:
+        entries = diag.bound(lambda address: address.startswith(start))
+        held = diag.all_queues([entry for entry in entries if slots.numbers(entry.address)[1]])
+    # Whoever is queued at one holder is queued at all of them.
+    longest = max((list(filter(None, entry.clients)) for entry in held), key=len, default=[])
+    return tuple(_placed(tickets.waiting(name, entries), longest))
+
+
+def _placed(line: list[Entry], clients: list[int]) -> list[Waiter]:
+    """Those who have a ticket, in order; and those who are queued at a holder without one, if they can be seen."""
     pids = process.with_sockets({entry.inode: entry.uid for entry in line} | dict.fromkeys(clients))
     queue = [_describe(pids[entry.inode], entry) for entry in line]
-    placed = {waiter.pid for waiter in queue}
-    # The first of the line is queued at the holder with a connection of its own.
-    queue += [_describe(pids[inode], None) for inode in clients if pids[inode] and pids[inode][0] not in placed]
-    queue += [_describe([], None) for _ in range(count - len(queue))]
-    return tuple(queue)
+    others = [found[0] for found in map(pids.__getitem__, clients) if found]
+    if queue and queue[0].pid in others:
+        others.remove(queue[0].pid)  # the first of the line is queued at the holder, too
+    return queue + [_describe([pid], None) for pid in others]
 
 
 def _describe(pids: list[int], entry: Entry | None) -> Waiter:
