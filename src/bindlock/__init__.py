@@ -12,6 +12,7 @@ Names are loaded when they are first used, so importing the package costs next t
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from bindlock.aio.lock import AsyncLock
     from bindlock.errors import (
         AlreadyHeld,
         BindlockError,
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from bindlock.lock.instance import single_instance
     from bindlock.lock.listing import BoundName, locks
     from bindlock.lock.lock import Lock
+    from bindlock.lock.semaphore import Semaphore
     from bindlock.lock.waiter import Waiter, waiters
 
 __all__ = [
     "AlreadyHeld",
+    "AsyncLock",
     "BindlockError",
     "BoundName",
     "CannotLock",
@@ -44,6 +47,7 @@ __all__ = [
     "Lost",
     "NotHandedOver",
     "NotHeld",
+    "Semaphore",
     "Untrusted",
     "Waiter",
     "holder",
@@ -55,16 +59,19 @@ __all__ = [
 __version__ = "0.1.0"
 
 _WHERE = {
+    "bindlock.aio.lock": ["AsyncLock"],
     "bindlock.errors": [
-        name for name in __all__ if name[0].isupper() and name not in ("BoundName", "Holder", "Lock", "Waiter")
+        "AlreadyHeld", "BindlockError", "CannotLock", "CannotSignal", "Held", "InvalidArgument", "Lost",
+        "NotHandedOver", "NotHeld", "Untrusted",
     ],
     "bindlock.lock.block": ["wait"],
     "bindlock.lock.holder": ["Holder", "holder"],
     "bindlock.lock.instance": ["single_instance"],
     "bindlock.lock.listing": ["BoundName", "locks"],
     "bindlock.lock.lock": ["Lock"],
+    "bindlock.lock.semaphore": ["Semaphore"],
     "bindlock.lock.waiter": ["Waiter", "waiters"],
-}
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

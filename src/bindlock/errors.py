@@ -64,6 +64,8 @@ class Held(BindlockError, TimeoutError):
     @property
     def summary(self) -> str:
         """One line: the name, who is in the way, and for how long that process has run."""
+        if self.holder is not None and self.holder.slot:
+            return f"all {self.holder.slot[1]} slots of {printable(self.name)} are held, one by {self.holder}"
         return f"{printable(self.name)} is held by {self.holder or 'a process that could not be seen'}"
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ import bindlock
 from bindlock.cli.contended import say
 from bindlock.cli.options import SECONDS, Signal, dies_of_interrupts, json_option, name_argument
 from bindlock.errors import Held, printable
+from bindlock.lock.semaphore import holders
 
 if TYPE_CHECKING:
     from bindlock.lock.holder import Holder
@@ -28,21 +29,32 @@ def status(name: str, scope: str, as_json: bool) -> int:
     """Say who has the lock NAME, and who waits."""
     holder = bindlock.holder(name, scope=scope)
     queue = bindlock.waiters(name, scope=scope) if holder is None or holder.waiters else ()
+    slots = holders(name, scope=scope) if holder is not None and holder.slot else []
     if as_json:
         found = {"name": name, "scope": scope, "held": holder is not None} | _fields(holder)
+        if slots:
+            found["holders"] = [one.as_dict() for one in slots]
         click.echo(json.dumps(found | {"queue": [waiter.as_dict() for waiter in queue]}))
     if holder is not None:
         _trusted(holder)
     if not as_json:
-        state = "free" if holder is None else f"held by {holder}"
-        click.echo(f"{printable(name)} is {state}" + (f"; {len(queue)} waiting" if queue else ""))
-        for number, waiter in enumerate(queue[:_SHOWN], 1):
-            click.echo(f"{number:4}. {waiter}")
-        if len(queue) > _SHOWN:
-            click.echo(f"      and {len(queue) - _SHOWN} more")
-        if queue and queue[0].stopped:
-            click.echo(f"The first is stopped: continue it (kill -CONT {queue[0].pid}), or end it.")
+        _show(name, holder, slots, queue)
     return NOT_HELD if holder is None else 0
+
+
+def _show(name: str, holder: Holder | None, slots: list[Holder], queue: tuple[bindlock.Waiter, ...]) -> None:
+    state = "free" if holder is None else f"held by {holder}"
+    if holder is not None and holder.slot and slots:
+        state = f"held {len(slots)} times of {holder.slot[1]}"
+    click.echo(f"{printable(name)} is {state}" + (f"; {len(queue)} waiting" if queue else ""))
+    for one in slots:
+        click.echo(f"slot {one.slot[0] if one.slot else '?'}: {one}")
+    for number, waiter in enumerate(queue[:_SHOWN], 1):
+        click.echo(f"{number:4}. {waiter}")
+    if len(queue) > _SHOWN:
+        click.echo(f"      and {len(queue) - _SHOWN} more")
+    if queue and queue[0].stopped:
+        click.echo(f"The first is stopped: continue it (kill -CONT {queue[0].pid}), or end it.")
 
 
 @click.command(

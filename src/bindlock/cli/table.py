@@ -35,16 +35,21 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """All that is known, for JSON."""
         queue = self.bound.queue() if self.waiters else ()
-        return self.holder.as_dict() | {
-            "name": self.bound.name,
-            "scope": self.bound.scope,
-            "waiters": self.waiters,
-            "queue": [waiter.as_dict() for waiter in queue],
-        }
+        return (
+            self.holder.as_dict()
+            | {
+                "name": self.bound.name,
+                "scope": self.bound.scope,
+                "waiters": self.waiters,
+                "queue": [waiter.as_dict() for waiter in queue],
+            }
+            | ({"slots": self.bound.slots, "taken": self.bound.taken} if self.bound.slots else {})
+        )
 
-    def cells(self) -> tuple[str, ...]:
-        """What stands in the table, escaped."""
+    def cells(self, slots: bool) -> tuple[str, ...]:
+        """What stands in the table, escaped; with or without a column for slots."""
         holder = self.holder
+        taken = f"{self.bound.taken}/{self.bound.slots}" if self.bound.slots else ""
         return (
             printable(self.bound.name),
             self.bound.scope,
@@ -52,6 +57,7 @@ class Row:
             user(holder.uid),
             command_text(holder.command),
             "" if holder.age is None else duration(holder.age),
+            *((taken,) if slots else ()),
             str(self.waiters),
         )
 
@@ -79,7 +85,9 @@ def watch(every: bool, as_json: bool) -> None:
         before: list[Any] | None = None
         while True:
             rows = _rows(every, known)
-            now = [(row.bound.inode, row.holder.pid, row.waiters) for row in rows]  # ages go on; they are no news
+            now = [
+                (row.bound.inode, row.holder.pid, row.bound.taken, row.waiters) for row in rows
+            ]  # ages go on; they are no news
             if now != before:
                 before = now
                 if as_json:
@@ -112,15 +120,16 @@ def _console() -> Console:
 
 def _table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    for heading in ("NAME", "SCOPE", "HOLDER", "USER", "COMMAND", "AGE", "WAITERS"):
+    slots = any(row.bound.slots for row in rows)
+    for heading in ("NAME", "SCOPE", "HOLDER", "USER", "COMMAND", "AGE", *(("SLOTS",) if slots else ()), "WAITERS"):
         table.add_column(
             heading,
-            justify="right" if heading in ("HOLDER", "AGE", "WAITERS") else "left",
+            justify="right" if heading in ("HOLDER", "AGE", "SLOTS", "WAITERS") else "left",
             # Rich makes narrow what may be wrapped, and cuts all else only when it still is too wide.
             no_wrap=heading != "COMMAND",
             overflow="ellipsis",
             min_width=len(heading),
         )
     for row in rows:
-        table.add_row(*(Text(cell, no_wrap=True) for cell in row.cells()))
+        table.add_row(*(Text(cell, no_wrap=True) for cell in row.cells(slots)))
     return table

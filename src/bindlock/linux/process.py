@@ -16,7 +16,9 @@ import errno
 import os
 import time
 from _io import FileIO
-from _signal import pidfd_send_signal  # `signal` would import enum
+from _signal import SIGKILL as SIGKILL  # `signal` would import enum
+from _signal import SIGTERM as SIGTERM
+from _signal import pidfd_send_signal
 from select import POLLIN, poll
 
 TYPE_CHECKING = False

@@ -24,11 +24,10 @@ _FOREVER = float("inf")
 
 def run(attempt: Attempt) -> State:
     """Go through the table to one of its ends. Raises `CannotLock` when the kernel refuses to answer."""
-    decision = attempt.decision
     try:
-        while decision.state not in ENDS:
-            event = _sleep(attempt) if decision.state in ("QUEUED", "PAUSED") else attempt.step()
-            decision.next(event, time.monotonic())
+        # Not the loop itself: in CPython 3.13 its last jump backwards, where a signal handler may raise, is no part of
+        # the block that it stands in.
+        _go_through(attempt)
     finally:
         try:
             attempt.end()
@@ -42,7 +41,14 @@ def run(attempt: Attempt) -> State:
             finally:
                 if head is not None and head.socket is not None:
                     head.socket.close()
-    return decision.state
+    return attempt.decision.state
+
+
+def _go_through(attempt: Attempt) -> None:
+    decision = attempt.decision
+    while decision.state not in ENDS:
+        event = _sleep(attempt) if decision.state in ("QUEUED", "PAUSED") else attempt.step()
+        decision.next(event, time.monotonic())
 
 
 def _sleep(attempt: Attempt) -> Event:

@@ -219,7 +219,7 @@ class Lock:
         if not self._binding.bound:
             from bindlock.errors import NotHeld, printable
 
-            raise NotHeld(f"{printable(self.name)} is not held by this Lock object in this process")
+            raise NotHeld(f"{printable(self.name)} is not held by this {type(self).__name__} object in this process")
 
     def _check_not_held(self) -> None:
         if self._binding.bound:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from _signal import SIGKILL, SIGTERM  # `signal` would import enum
 
 from bindlock.errors import CannotLock, CannotSignal, Held, InvalidArgument, Untrusted
 from bindlock.linux.binding import this_thread
+from bindlock.linux.process import SIGKILL, SIGTERM
 from bindlock.linux.queue import hung_up
 from bindlock.lock import block
 from bindlock.lock.attempt import Attempt
