@@ -34,6 +34,10 @@ from _socket import (
 from _thread import RLock, _local
 from posix import close, fstat, register_at_fork, set_inheritable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: Places in the queue; the kernel takes the smaller of this and net.core.somaxconn (4096 since Linux 5.4).
 BACKLOG = 4096
 FLAGS = SOCK_CLOEXEC | SOCK_NONBLOCK
@@ -41,6 +45,8 @@ FLAGS = SOCK_CLOEXEC | SOCK_NONBLOCK
 #: Every socket of this process that is, or is about to be, bound to a lock's name, by its descriptor's number. Strong
 #: references: a `Lock` that is dropped must find its socket open, to say so before it closes it.
 _open: "dict[int, tuple[socket, Binding]]" = {}
+#: What tells of names that this process has in some other way: `bindlock.linux.private` adds its own.
+others: "list[Callable[[], list[Binding]]]" = []
 _fork_guard = RLock()
 _threads = _local()
 
@@ -248,7 +254,10 @@ class Binding:
 
 def bindings() -> list[Binding]:
     """The names that this process has now."""
-    return [binding for own, binding in list(_open.values()) if binding.socket is own and _is_still(own, binding)]
+    found = [binding for own, binding in list(_open.values()) if binding.socket is own and _is_still(own, binding)]
+    for more in others:
+        found += more()
+    return found
 
 
 def this_thread() -> object:

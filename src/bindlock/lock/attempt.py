@@ -77,6 +77,7 @@ class Attempt:
             if error.errno is None or self._telling or isinstance(error, CannotLock):
                 raise  # not the kernel's: a signal handler's, or the caller's own
             action = _DOING.get(state, "queueing for it" if state != "LOOK" else "looking at its holder")
+            action = getattr(error, "action", action)  # of bindlock.linux.table, which is rarely loaded
             raise CannotLock(self._name.text, error.errno or 0, action) from error
 
     def end(self) -> None:

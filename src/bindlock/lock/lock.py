@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from bindlock.lock.holder import Holder
 
-    Children: TypeAlias = Literal["drop", "share"]
+    Children: TypeAlias = Literal["drop", "share", "never"]
 
 #: "As the constructor said": None means something else, for ever.
 _INHERIT = -1.0
@@ -30,7 +30,8 @@ class Lock:
     `name` and `scope` are explained in `bindlock.names`. `timeout` is how many seconds an acquire waits unless it says
     otherwise; None waits for ever, 0 not at all. `children` says what becomes of the lock in a forked child
     (`os.fork`, multiprocessing): ``"drop"``: the child has nothing; ``"share"``: the name is held until the last of
-    them has released it or is gone. A child started with subprocess never has it.
+    them has released it or is gone; ``"never"``: no child can have it, however it is made, at the price of a thread.
+    A child started with subprocess has none of them, once it executes its program.
 
     Threads are treated as processes are: any number of them exclude each other, through one Lock object or many. Any
     thread may release.
@@ -44,7 +45,7 @@ class Lock:
     Raises `InvalidArgument` for what cannot be a name, scope, time-out or kind of children.
     """
 
-    __slots__ = ("__weakref__", "_binding", "_name", "timeout")
+    __slots__ = ("__weakref__", "_binding", "_children", "_name", "timeout")
 
     _binding: Binding
 
@@ -54,9 +55,10 @@ class Lock:
         self._name: Name = parse(name, scope)
         #: Seconds that an acquire waits unless it says otherwise; None: for ever.
         self.timeout = check_timeout(timeout)
-        if children not in ("drop", "share"):
-            raise _invalid(f"unknown children {children!r}: it is 'drop' or 'share'")
-        self._binding = Binding(self._name.address, self._name.kind, children == "share")
+        if children not in ("drop", "share", "never"):
+            raise _invalid(f"unknown children {children!r}: it is 'drop', 'share' or 'never'")
+        self._children: Children = children
+        self._binding = _kind(children)(self._name.address, self._name.kind, children == "share")
 
     @property
     def name(self) -> str:
@@ -98,7 +100,8 @@ class Lock:
             if error.errno != errno.EADDRINUSE:
                 from bindlock.errors import CannotLock
 
-                raise CannotLock(self.name, error.errno or 0, "binding its name") from error
+                action = getattr(error, "action", "binding its name")  # see `bindlock.linux.table`
+                raise CannotLock(self.name, error.errno or 0, action) from error
         timeout = self.timeout if timeout is _INHERIT else timeout
         if replace is None:
             from bindlock.lock import block
@@ -171,6 +174,7 @@ class Lock:
         else:
             self._binding.forget_if_lost()
             self._check_not_held()
+            self._check_open_to_others()
             handover.adopt(self._name, self._binding, descriptor)
 
     def keep_for_exec(self) -> dict[str, str]:
@@ -183,6 +187,7 @@ class Lock:
         from bindlock.lock import handover
 
         self._check_held()
+        self._check_open_to_others()
         return handover.keep_for_exec(self._name, self._binding)
 
     def send(self, connection: socket, timeout: float | None = HAND_OVER) -> None:
@@ -194,6 +199,7 @@ class Lock:
         from bindlock.lock import handover
 
         self._check_held()
+        self._check_open_to_others()
         handover.send(self._name, self._binding, connection, check_timeout(timeout))
 
     def receive(self, connection: socket, timeout: float | None = HAND_OVER) -> None:
@@ -205,6 +211,7 @@ class Lock:
         from bindlock.lock import handover
 
         self._check_not_held()
+        self._check_open_to_others()
         handover.receive(self._name, self._binding, connection, check_timeout(timeout))
 
     def detach(self) -> int:
@@ -220,6 +227,10 @@ class Lock:
             from bindlock.errors import NotHeld, printable
 
             raise NotHeld(f"{printable(self.name)} is not held by this {type(self).__name__} object in this process")
+
+    def _check_open_to_others(self) -> None:
+        if self._children == "never":
+            raise _invalid("with children='never' nobody else can have the descriptor: such a lock cannot change hands")
 
     def _check_not_held(self) -> None:
         if self._binding.bound:
@@ -258,7 +269,7 @@ class Lock:
 
     def __reduce__(self) -> tuple[object, ...]:
         # A copy, or one sent to another process, is another object that wants the same name: it holds nothing.
-        return _again, (self.name, self._name.scope, self.timeout, self._binding.share)
+        return _again, (self.name, self._name.scope, self.timeout, self._children)
 
 
 def check_timeout(timeout: float | None) -> float | None:
@@ -268,10 +279,16 @@ def check_timeout(timeout: float | None) -> float | None:
     raise _invalid(f"a time-out of {timeout} s makes no sense: give seconds, 0 not to wait, or None to wait for ever")
 
 
-def _again(name: str, scope: str, timeout: float | None, share: bool) -> Lock:
-    return Lock(
-        name, scope="user" if scope == "verbatim" else scope, timeout=timeout, children="share" if share else "drop"
-    )
+def _kind(children: Children) -> type[Binding]:
+    if children != "never":
+        return Binding
+    from bindlock.linux.private import PrivateBinding
+
+    return PrivateBinding
+
+
+def _again(name: str, scope: str, timeout: float | None, children: Children) -> Lock:
+    return Lock(name, scope="user" if scope == "verbatim" else scope, timeout=timeout, children=children)
 
 
 def _invalid(message: str) -> Exception:

@@ -87,20 +87,35 @@ def _replace(name: Name, attempt: Attempt, grace: float) -> None:
         pause = 0.001
         for number, patience in ((SIGTERM, grace), (SIGKILL, _AFTERWARDS)):
             _signal(holder, number)
-            watch = Attempt(name, None, Decision(WAIT, time.monotonic(), patience), holder.inode)
-            try:
-                _go_on([attempt, watch])
-            finally:
-                watch.end()
-            now = _in_the_way(name) if attempt.decision.state not in ENDS else None
-            if now is None or (now.inode, now.pid) != (holder.inode, holder.pid):
-                break  # somebody else's turn: also a child's that has the socket, too, and has outlived its parent
+            if not _outlasts(name, attempt, holder, patience):
+                break
         else:
             raise Held(name.text, holder)
 
 
+def _outlasts(name: Name, attempt: Attempt, holder: Holder, seconds: float) -> bool:
+    """Go on with `attempt`; whether this very process still has the name after so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        if attempt.head is not None:  # the first in the queue is woken by the holder itself
+            _go_on([attempt], end)
+        else:
+            watch = Attempt(name, None, Decision(WAIT, time.monotonic(), seconds), holder.inode)
+            try:
+                _go_on([attempt, watch])
+            finally:
+                watch.end()
+        now = _in_the_way(name) if attempt.decision.state not in ENDS else None
+        # A child that has the socket, too, and outlives its parent, is asked to go in its turn.
+        if now is None or (now.inode, now.pid) != (holder.inode, holder.pid):
+            return False
+        if time.monotonic() >= end:
+            return True
+
+
 def _go_on(attempts: list[Attempt], until: float = _FOREVER) -> None:
-    """Drive them, and sleep, until the first of them has ended, or it is `until`."""
+    """Drive them, and sleep, until one of them has ended, or it is `until`; a single one until it has been woken."""
+    woken = False
     while True:
         for attempt in attempts:
             decision = attempt.decision
@@ -108,15 +123,16 @@ def _go_on(attempts: list[Attempt], until: float = _FOREVER) -> None:
                 decision.next(attempt.step(), time.monotonic())
             if decision.state in ENDS:
                 return
-        wake = min(until, *(attempt.decision.until for attempt in attempts))
-        if time.monotonic() >= until:
+        if woken or time.monotonic() >= until:
             return
+        wake = min(until, *(attempt.decision.until for attempt in attempts))
         places = [place for attempt in attempts for place in attempt.places]
         hung_up(places, None if wake == _FOREVER else max(0.0, wake - time.monotonic()))
         for attempt in attempts:
             event = _event(attempt)
             if event is not None:
                 attempt.decision.next(event, time.monotonic())
+                woken = len(attempts) == 1
 
 
 def _event(attempt: Attempt) -> Event | None:

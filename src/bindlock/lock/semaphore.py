@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bindlock.errors import AlreadyHeld, CannotLock, printable
+from bindlock.errors import AlreadyHeld, CannotLock, InvalidArgument, printable
 from bindlock.lock import slots as _slots
 from bindlock.lock.lock import _INHERIT, HAND_OVER, Lock, check_timeout
 from bindlock.names import parse
@@ -43,6 +43,8 @@ class Semaphore(Lock):
     def __init__(
         self, name: str, *, slots: int, scope: str = "user", timeout: float | None = None, children: Children = "drop"
     ) -> None:
+        if children == "never":
+            raise InvalidArgument("a semaphore cannot have children='never': only a Lock can")
         super().__init__(name, scope=scope, timeout=timeout, children=children)
         self._slots = _slots.Slots(self._name, slots, children == "share")
 
