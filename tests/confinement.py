@@ -30,6 +30,20 @@ def refuse_sockets(family: int, errno: int) -> None:
         (_RETURN, 0, 0, _ERRNO | errno),
         (_RETURN, 0, 0, _ALLOW),
     ]
+    _filter(instructions)
+
+
+def refuse_call(number: int, errno: int) -> None:
+    """From now on the system call with that number fails with that error in this process."""
+    _filter([
+        (_LOAD, 0, 0, 0),  # seccomp_data.nr
+        (_JUMP_IF_EQUAL, 0, 1, number),
+        (_RETURN, 0, 0, _ERRNO | errno),
+        (_RETURN, 0, 0, _ALLOW),
+    ])  # fmt: skip
+
+
+def _filter(instructions: list[tuple[int, int, int, int]]) -> None:
     program = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(instructions), ctypes.addressof(buffer))

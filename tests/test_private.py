@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import ctypes
 import errno
 import gc
 import multiprocessing
@@ -14,7 +13,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -32,6 +30,7 @@ from bindlock.linux.private import PrivateBinding, bindings
 from bindlock.linux.table import PrivateTableRefused
 from bindlock.names import parse
 from tests.actors import Cast, Child, bindable, until
+from tests.confinement import refuse_call
 from tests.conftest import needs_root
 from tests.interrupts import Interrupted, Interrupter
 from tests.test_threads import Crew
@@ -957,17 +956,6 @@ def test_a_daemon_does_not_take_it_along(cast: Cast, name: str) -> None:
 
 
 # Where it cannot be had.
-
-
-def refuse_call(number: int, code: int) -> None:
-    """From now on that system call fails with that error in this process (seccomp(2))."""
-    instructions = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | code), (0x06, 0, 0, 0x7FFF0000)]
-    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
-    buffer = ctypes.create_string_buffer(program, len(program))
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(38, 1, 0, 0, 0) == 0
-    header = struct.pack("@HP", len(instructions), ctypes.addressof(buffer))
-    assert libc.prctl(22, 2, header, 0, 0) == 0, os.strerror(ctypes.get_errno())
 
 
 @pytest.mark.skipif(platform.machine() == "alpha", reason="close_range(2) has another number on alpha")
