@@ -18,52 +18,43 @@ import pytest
 
 import bindlock
 from bindlock.linux import service
+from bindlock.names import parse
 from bindlock.proof.errors import NotPossible
 from tests.actors import DEADLINE, Cast, Child, bindable, until
 from tests.systemd import Reports, Systemd
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "systemd"
 SOURCE = str(Path(bindlock.__file__).parents[1])
-#: The number of a signal is a command to the service below.
-LISTEN, REMOVE = "USR1", "USR2"
+#: The signal that tells the service below to take the lock out of the store.
+REMOVE = "USR2"
 
-#: A service with a lock: the one that it was passed, or else one of its own. It reports to sys.argv[1].
+#: A service with a lock: the one that it was passed, or else one that it acquires. It reports to sys.argv[1].
 SERVICE = """
-import os, signal, socket, sys
+import os, signal, sys
+import bindlock
 from bindlock.linux import service
 
 path, name, *options = sys.argv[1:]
 report = open(path, "w", buffering=1)
-signals = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
+signals = {signal.SIGUSR2, signal.SIGTERM}
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-passed = service.passed(unset=True)
-if passed:
-    ((descriptor, label),) = passed
-    report.write(f"passed {descriptor} {label}\\n")
-    lock = socket.socket(fileno=descriptor)
-else:
-    report.write("alone\\n")
-    lock = socket.socket(socket.AF_UNIX)
-    lock.setblocking(False)
-    lock.bind("\\0" + name)
-    lock.listen(4096)
+lock = bindlock.Lock(name, timeout=0)
+try:
+    lock.adopt()
+    report.write(f"adopted {lock.fileno()}\\n")
+except bindlock.NotHeld:
+    lock.acquire()
     if "store" in options:
         service.notify("FDSTORE=1", "FDNAME=bindlock", "FDPOLL=0", descriptors=[lock.fileno()])
         service.barrier()
+    report.write("acquired\\n")
 if "fail" in options:
     sys.exit(1)
-service.notify("READY=1", "STATUS=" + ("blocking" if os.get_blocking(lock.fileno()) else "non-blocking"))
-while True:
-    match signal.sigwait(signals):
-        case signal.SIGUSR1:
-            lock.listen(4096)
-            report.write("listened\\n")
-        case signal.SIGUSR2:
-            service.notify("FDSTOREREMOVE=1", "FDNAME=bindlock")
-            service.barrier()
-            report.write("removed\\n")
-        case _:
-            sys.exit()
+service.notify("READY=1", f"STATUS=held: {lock.held}")
+while signal.sigwait(signals) == signal.SIGUSR2:
+    service.notify("FDSTOREREMOVE=1", "FDNAME=bindlock")
+    service.barrier()
+    report.write("removed\\n")
 """
 
 
@@ -291,8 +282,8 @@ class Waiters:
 
 @pytest.fixture
 def waiters(name: str) -> Iterator[Waiters]:
-    """Waiters of root's lock `name`."""
-    waiters = Waiters(f"\0bindlock/0/{name}".encode())
+    """Waiters of our lock `name`."""
+    waiters = Waiters(parse(name).address)
     yield waiters
     for connection in waiters.queued:
         connection.close()
@@ -313,7 +304,7 @@ def program(tmp_path: Path, reports: Reports, name: str) -> str:
     """The command line of the service above."""
     path = tmp_path / "service.py"
     path.write_text(SERVICE)
-    return f"{sys.executable} {path} {reports.path} bindlock/0/{name}"
+    return f"{sys.executable} {path} {reports.path} {name}"
 
 
 @pytest.mark.parametrize("unit", sorted(path.name for path in EXAMPLES.iterdir()))
@@ -359,30 +350,23 @@ def test_a_socket_unit_has_the_name_before_and_after_its_service(
     systemd.unit("gateway.socket", example("gateway.socket", "gateway", name))
     systemd.ctl("start", "gateway.socket")
     assert waiters.join() == systemd.pid
-    reports.expect("passed 3 bindlock")
+    reports.expect("adopted 3")
     systemd.until("gateway.service", "ActiveState", "active")
-    assert systemd.property("gateway.service", "StatusText") == "blocking"
-    assert waiters.join() == systemd.pid
-
-    systemd.ctl("kill", f"--signal={LISTEN}", "gateway.service")
-    reports.expect("listened")
+    assert systemd.property("gateway.service", "StatusText") == "held: True"
     first = systemd.main("gateway.service")
     assert waiters.join() == first
 
     systemd.ctl("restart", "gateway.service")
-    reports.expect("passed 3 bindlock")
-    assert waiters.hung_up() == [False] * 3
-    assert waiters.join() == first, "who listened is named, though it is gone"
+    reports.expect("adopted 3")
+    assert waiters.hung_up() == [False] * 2
     assert not Path(f"/proc/{first}").exists()
-    systemd.ctl("kill", f"--signal={LISTEN}", "gateway.service")
-    reports.expect("listened")
     assert waiters.join() == systemd.main("gateway.service")
 
     systemd.ctl("stop", "gateway.service")  # not for long: somebody waits
-    reports.expect("passed 3 bindlock")
+    reports.expect("adopted 3")
     waiters.queued.pop().close()
     systemd.ctl("stop", "gateway.socket", "gateway.service")
-    assert waiters.hung_up(DEADLINE) == [True] * 4
+    assert waiters.hung_up(DEADLINE) == [True] * 2
 
 
 def test_a_socket_unit_keeps_the_name_of_a_service_that_fails(
@@ -394,7 +378,7 @@ def test_a_socket_unit_keeps_the_name_of_a_service_that_fails(
     systemd.unit("gateway.socket", example("gateway.socket", "gateway", name))
     systemd.ctl("start", "gateway.socket")
     waiters.join()
-    reports.expect(*["passed 3 bindlock"] * 7)
+    reports.expect(*["adopted 3"] * 7)
     assert waiters.hung_up() == [False]
     systemd.unit("gateway.service", text.replace("StartLimitIntervalSec=0", ""))
     assert waiters.hung_up(DEADLINE) == [True], "the example's caveat"
@@ -409,7 +393,7 @@ def test_flushing_hangs_up_on_waiters(
     systemd.unit("gateway.socket", example("gateway.socket", "gateway", name).replace("no\n", "no\nFlushPending=yes\n"))
     systemd.ctl("start", "gateway.socket")
     waiters.join()
-    reports.expect("passed 3 bindlock")
+    reports.expect("adopted 3")
     systemd.until("gateway.service", "ActiveState", "active")
     systemd.ctl("stop", "gateway.service")
     assert waiters.hung_up(DEADLINE) == [True]
@@ -428,10 +412,10 @@ def test_a_look_is_enough_to_start_the_service(
     waiters.join()
     waiters.queued.pop().close()
     for _ in range(2):
-        reports.expect("passed 3 bindlock")
+        reports.expect("adopted 3")
         systemd.until("gateway.service", "ActiveState", "active")
         systemd.ctl("stop", "gateway.service")
-    reports.expect("passed 3 bindlock")
+    reports.expect("adopted 3")
 
 
 def test_the_descriptor_store_keeps_the_name_over_a_crash_and_a_restart(
@@ -440,7 +424,7 @@ def test_the_descriptor_store_keeps_the_name_over_a_crash_and_a_restart(
     """A lock in the store comes back to the next start, with all who wait; systemctl stop lets it go."""
     systemd.unit("worker.service", example("worker.service", "", name, program + " store"))
     systemd.ctl("start", "worker.service")
-    reports.expect("alone")
+    reports.expect("acquired")
     first = systemd.main("worker.service")
     assert waiters.join() == first
     assert systemd.property("worker.service", "NFileDescriptorStore") == "1"
@@ -448,16 +432,13 @@ def test_the_descriptor_store_keeps_the_name_over_a_crash_and_a_restart(
     systemd.ctl("kill", "--signal=KILL", "worker.service")
     until(lambda: not Path(f"/proc/{first}").exists())
     assert waiters.join() == first  # while nobody runs
-    reports.expect("passed 3 bindlock")
+    reports.expect("adopted 3")
     systemd.until("worker.service", "ActiveState", "active")
-    assert systemd.property("worker.service", "StatusText") == "non-blocking"
+    assert systemd.property("worker.service", "StatusText") == "held: True"
     systemd.ctl("restart", "worker.service")
     systemd.ctl("daemon-reexec")
-    reports.expect("passed 3 bindlock")
+    reports.expect("adopted 3")
     assert waiters.hung_up() == [False] * 2
-
-    systemd.ctl("kill", f"--signal={LISTEN}", "worker.service")
-    reports.expect("listened")
     assert waiters.join() == systemd.main("worker.service")
     systemd.ctl("stop", "worker.service")
     assert waiters.hung_up(DEADLINE) == [True] * 3
@@ -470,14 +451,14 @@ def test_a_lock_out_of_the_store_goes_with_the_service(
     """After FDSTOREREMOVE=1 and the barrier only the service has the lock, and its death frees it."""
     systemd.unit("worker.service", example("worker.service", "", name, program + " store"))
     systemd.ctl("start", "worker.service")
-    reports.expect("alone")
+    reports.expect("acquired")
     waiters.join()
     systemd.ctl("kill", f"--signal={REMOVE}", "worker.service")
     reports.expect("removed")
     assert systemd.property("worker.service", "NFileDescriptorStore") == "0"
     os.kill(systemd.main("worker.service"), signal.SIGKILL)
     assert waiters.hung_up(DEADLINE) == [True]
-    reports.expect("alone")
+    reports.expect("acquired")
 
 
 def test_without_a_store_the_lock_is_not_kept(
@@ -487,10 +468,10 @@ def test_without_a_store_the_lock_is_not_kept(
     text = example("worker.service", "", name, program + " store").replace("FileDescriptorStoreMax=1\n", "")
     systemd.unit("worker.service", text)
     systemd.ctl("start", "worker.service")
-    reports.expect("alone")
+    reports.expect("acquired")
     waiters.join()
     systemd.ctl("restart", "worker.service")
-    reports.expect("alone")
+    reports.expect("acquired")
     assert waiters.hung_up() == [True]
 
 
@@ -518,7 +499,7 @@ def test_systemd_socket_activate_passes_the_name(cast: Cast, reports: Reports, w
         *program.split(), stderr=subprocess.DEVNULL,
     )  # fmt: skip
     until(waiters.joined)
-    reports.expect("passed 3 bindlock")
+    reports.expect("adopted 3")
     assert waiters.join() == actor.pid, "without --accept it becomes the command"
     actor.kill()
     assert waiters.hung_up(DEADLINE) == [True, True]

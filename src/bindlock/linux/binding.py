@@ -10,7 +10,7 @@ The kernel's rules (unix(7); net/unix/af_unix.c and kernel/exit.c, Linux 6.12 an
 Fork: a child inherits every descriptor, and would keep the name bound after its parent released it. So all sockets
 made here are in `_open` *before* they are bound, and the child closes them before it runs any other code. That leaves
 two instants, if another thread forks just then: between socket(2) and the entry; and between the socket object's
-forgetting its descriptor and close(2). `_fork_guard` is held over both, and over every fork.
+forgetting its descriptor and close(2). `fork_guard` is held over both, and over every fork.
 
 Signals: CPython runs Python signal handlers after a call has returned, at a backward jump and at a function's start;
 never between two plain assignments. So whatever must be done or left undone together stands between two calls, and
@@ -22,6 +22,7 @@ a socket is always in the hands of an object that closes it.
 
 from _socket import (
     AF_UNIX,
+    SCM_RIGHTS,
     SO_ACCEPTCONN,
     SO_DOMAIN,
     SO_TYPE,
@@ -33,6 +34,7 @@ from _socket import (
 )  # fmt: skip
 from _thread import RLock, _local
 from posix import close, fstat, register_at_fork, set_inheritable
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Places in the queue; the kernel takes the smaller of this and net.core.somaxconn (4096 since Linux 5.4).
 BACKLOG = 4096
+#: The backlog of a ticket whose owner has the lock: how sock_diag(7) tells it from that of a waiter.
+SPENT = 0
 FLAGS = SOCK_CLOEXEC | SOCK_NONBLOCK
 
 #: Every socket of this process that is, or is about to be, bound to a lock's name, by its descriptor's number. Strong
@@ -47,7 +51,7 @@ FLAGS = SOCK_CLOEXEC | SOCK_NONBLOCK
 _open: "dict[int, tuple[socket, Binding]]" = {}
 #: What tells of names that this process has in some other way: `bindlock.linux.private` adds its own.
 others: "list[Callable[[], list[Binding]]]" = []
-_fork_guard = RLock()
+fork_guard = RLock()
 _threads = _local()
 
 
@@ -91,7 +95,7 @@ class Binding:
         own = None
         number = -1
         try:
-            with _fork_guard:
+            with fork_guard:
                 own = socket(AF_UNIX, self.kind | FLAGS)
                 number = own.fileno()
                 if number in _open:  # it was closed behind our back, or the kernel would not give out its number
@@ -105,7 +109,7 @@ class Binding:
         except BaseException:
             if own is not None:
                 try:
-                    with _fork_guard:
+                    with fork_guard:
                         own.close()
                 finally:
                     own.close()  # a second signal has kept us from it, or nothing to do
@@ -120,13 +124,20 @@ class Binding:
         ENOTSOCK for no socket, EADDRNOTAVAIL for one that is not of this name.
         """
         thread = this_thread()
+        known, owner = _open.get(descriptor, (None, None))
+        if known is not None and owner is not None:
+            if known is owner.socket and _is_still(known, owner):
+                from errno import EBUSY
+
+                raise OSError(EBUSY, "another lock of this process has it")
+            known.detach()  # what `hold` has written down; or closed behind our back
         # map() rather than a call: a signal handler that raised just then would have the new object close the lock.
         (own,) = map(socket, (AF_UNIX,), (self.kind,), (0,), (descriptor,))
         try:
             self._check(own)
             set_inheritable(descriptor, False)
             own.setblocking(False)
-            with _fork_guard:
+            with fork_guard:
                 _open[descriptor] = own, self
             own.listen(BACKLOG)
             self.thread = thread
@@ -137,13 +148,26 @@ class Binding:
             own.detach()
             raise
 
-    def check(self, descriptor: int) -> None:
-        """Raise OSError (EADDRNOTAVAIL) unless `descriptor` could be adopted."""
+    def hold(self, descriptor: int) -> None:
+        """Have forked children close `descriptor` until it is adopted, or dropped.
+
+        Raises OSError (EADDRNOTAVAIL) unless it could be adopted. To be called with the `fork_guard` held.
+        """
         (other,) = map(socket, (AF_UNIX,), (self.kind,), (0,), (descriptor,))
         try:
             self._check(other)
-        finally:
+            _open[descriptor] = other, self
+        except BaseException:
             other.detach()
+            raise
+
+    def drop(self, descriptor: int) -> None:
+        """Close a descriptor that may be held."""
+        known, owner = _open.get(descriptor, (None, None))
+        if known is not None and owner is self and self.socket is not known:
+            del _open[descriptor]
+            known.detach()
+        close(descriptor)
 
     def renew(self) -> None:
         """Have the kernel name this process as the holder: after a fork it names the one that listened before."""
@@ -158,27 +182,33 @@ class Binding:
         if own is not None:
             number = own.fileno()
             try:
-                with _fork_guard:  # Python forgets the number before the kernel does
+                with fork_guard:  # Python forgets the number before the kernel does
                     own.close()  # from here on `bound` is False, whatever interrupts us
             finally:
                 if number in _open and _open[number][0] is own:
                     del _open[number]
 
-    def followed(self) -> bool:
-        """Whether somebody is, or was, queued at it."""
-        from bindlock.linux.queue import is_followed
-
-        return self.socket is not None and is_followed(self.socket)
-
     def stow(self, ticket: "Binding") -> None:
         """Have `ticket`, with which the name was had, last as long as the name does, as a spent one.
 
-        It is closed; the kernel keeps the socket, in the queue of this one.
+        It is sent into a connection to our own name, which nobody accepts. So it goes with the queue of this socket,
+        which `unix_release_sock` empties after it has removed the name. Where the kernel will not have it, it goes too
+        early: a wake-up for nothing, and no harm, so that no refusal is an error here. It is closed in any case.
         """
-        from bindlock.linux.queue import stow
-
-        if ticket.socket is not None:
-            stow(self.address, ticket.socket)
+        carrier = None
+        try:
+            if ticket.socket is not None:
+                carrier = socket(AF_UNIX, SOCK_STREAM | FLAGS)
+                ticket.socket.listen(SPENT)
+                carrier.connect(self.address)
+                right = ticket.socket.fileno().to_bytes(4, byteorder)
+                carrier.sendmsg([b"\0"], [(SOL_SOCKET, SCM_RIGHTS, right)])
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's
+        finally:
+            if carrier is not None:
+                carrier.close()
         ticket.close()
 
     def detach(self) -> int:
@@ -194,7 +224,7 @@ class Binding:
     def forget_if_lost(self) -> bool:
         """Whether other code closed the descriptor; then its number, which may be another's by now, is forgotten."""
         own = self.socket
-        with _fork_guard:  # under which no other thread closes or binds it
+        with fork_guard:  # under which no other thread closes or binds it
             if own is None or own.fileno() < 0 or _is_still(own, self):
                 return False
             number = own.detach()
@@ -290,6 +320,6 @@ def _is_still(own: socket, binding: Binding) -> bool:
 
 # Twice, for a signal handler that raises in the first leaves the rest to the second: the interpreter reports what is
 # raised in a hook, and goes on. The guard is given back by a hook without Python code, which no signal can interrupt.
-register_at_fork(before=_fork_guard.acquire, after_in_child=_drop_in_child)
-register_at_fork(after_in_parent=_fork_guard.release, after_in_child=_drop_in_child)
-register_at_fork(after_in_child=_fork_guard.release)
+register_at_fork(before=fork_guard.acquire, after_in_child=_drop_in_child)
+register_at_fork(after_in_parent=fork_guard.release, after_in_child=_drop_in_child)
+register_at_fork(after_in_child=fork_guard.release)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import errno
 import os
 import time
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SCM_RIGHTS, SHUT_RDWR, SOL_SOCKET
 from array import array
-from select import POLLIN, POLLOUT, poll
+from select import POLLIN, poll
+
+from bindlock.linux.binding import fork_guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,57 +29,104 @@ if TYPE_CHECKING:
 
     Ancillary = list[tuple[int, int, bytes]]
 
-_TAKE, _HAVE, _YOURS = b"t", b"h", b"y"
+_READY, _TAKE, _HAVE, _YOURS = b"r", b"t", b"h", b"y"
 _FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 
 
-def give(connection: socket, descriptor: int, timeout: float | None, let_go: Callable[[], object]) -> None:
+def give(
+    connection: socket, descriptor: int, timeout: float | None,
+    let_go: Callable[[], object], surely: Callable[[], object],
+) -> None:  # fmt: skip
     """Pass a descriptor on; `let_go` is called, and everything returns, when the other side has it.
 
-    Raises OSError when it has not, and nothing has changed on our side: TimeoutError after `timeout` seconds,
-    ConnectionError when the other side is gone, EPROTO when it answers something else.
+    `surely` is called after it, and must be C code that does what is left when a signal handler has interrupted that.
+    Raises OSError when the other side has not got it, and nothing has changed on ours: TimeoutError after `timeout`
+    seconds, ConnectionError when the other side is gone, EPROTO when it answers something else. But for a time-out
+    before the other side was there, the connection is shut down then: what is still under way must not be taken for
+    an answer to the next try.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    _until(connection, POLLOUT, deadline)
-    connection.sendmsg([_TAKE], [(SOL_SOCKET, SCM_RIGHTS, array("i", [descriptor]))], _FLAGS)
-    _expect(connection, _HAVE, deadline)
-    given = True  # before it is so: a signal handler that raises right after the send must find it so
+    _expect(connection, _READY, deadline)
+    given: list[int] = []
+    # map() rather than a call: no handler can raise between the send and our knowing of it, so what is raised is either
+    # the kernel's, and it was not sent, or comes later.
+    word = map(connection.send, (_YOURS,), (_FLAGS,))
     try:
-        connection.send(_YOURS, _FLAGS)
-    except OSError as error:
-        given = error.errno is None  # a signal handler's
-        raise
+        connection.sendmsg([_TAKE], [(SOL_SOCKET, SCM_RIGHTS, array("i", [descriptor]))], _FLAGS)
+        _expect(connection, _HAVE, deadline)
+        given = [*word]
     finally:
         if given:
-            let_go()
+            try:
+                let_go()
+            finally:
+                surely()
+        else:
+            _shut(connection)
 
 
 def take(
-    connection: socket, timeout: float | None, have: Callable[[int], object], keep: Callable[[int], object]
-) -> None:
-    """Be passed a descriptor. `have` looks whether it is the right one, or raises; `keep` is called when it is ours.
+    connection: socket, timeout: float | None,
+    hold: Callable[[int], object], keep: Callable[[int], object], drop: Callable[[int], object],
+) -> None:  # fmt: skip
+    """Be passed a descriptor. `hold` looks whether it is the right one, or raises; `keep` is called when it is ours.
 
-    Whatever is raised, by us as `give` does, or by these, the descriptor is closed.
+    Whatever is raised, by us as `give` does, or by these, it is given to `drop`, and the connection shut down: from then
+    on the other side cannot say that it is ours. No fork comes between its arrival and `hold`.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    _until(connection, POLLIN, deadline)
-    # map() rather than a call: nothing that a signal handler raises can come before the descriptors are known.
-    (message,) = map(connection.recvmsg, (len(_TAKE),), (CMSG_SPACE(4),), (MSG_DONTWAIT | MSG_CMSG_CLOEXEC,))
-    kept = -1
+    kept: list[object] = []
+    message: tuple[bytes, Ancillary, int, object] = b"", [], 0, None
     try:
-        data = message[0]
-        descriptors = _descriptors(message[1])
-        if data != _TAKE or len(descriptors) != 1:
-            raise _broken(data, "a descriptor")
-        have(descriptors[0])
+        connection.send(_READY, _FLAGS)
+        _until(connection, POLLIN, deadline)
+        with fork_guard:
+            # map() rather than a call: nothing that a signal handler raises can come before the descriptors are known.
+            (message,) = map(connection.recvmsg, (len(_TAKE),), (CMSG_SPACE(4),), (MSG_DONTWAIT | MSG_CMSG_CLOEXEC,))
+            descriptors = _descriptors(message[1])
+            if message[0] != _TAKE or len(descriptors) != 1:
+                raise _broken(message[0], "a descriptor")
+            hold(descriptors[0])
         connection.send(_HAVE, _FLAGS)
-        _expect(connection, _YOURS, deadline)
-        keep(descriptors[0])
-        kept = descriptors[0]
+        _hear(connection, deadline)
+        keeping = map(keep, descriptors)
+        kept = [*keeping]  # nor can it come between the keeping and our knowing of it
     finally:
-        for descriptor in _descriptors(message[1]):
-            if descriptor != kept:
-                os.close(descriptor)
+        if not kept:
+            for descriptor in _descriptors(message[1]):
+                drop(descriptor)
+            _shut(connection)
+            _drain(connection)
+
+
+def _hear(connection: socket, deadline: float | None) -> None:
+    """Wait for the word. When the time is over, see that it can come no more, and whether it has come before that."""
+    try:
+        _expect(connection, _YOURS, deadline)
+    except TimeoutError as error:
+        if error.errno is None:
+            raise  # a signal handler's
+        _shut(connection)
+        _expect(connection, _YOURS, time.monotonic())
+
+
+def _shut(connection: socket) -> None:
+    """Send and receive nothing more; what has come already can still be read (`unix_shutdown`)."""
+    try:
+        connection.shutdown(SHUT_RDWR)
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's
+
+
+def _drain(connection: socket) -> None:
+    """Close what was sent and never read: nobody would know why the name is bound."""
+    try:
+        while connection.recv(4096, MSG_DONTWAIT):
+            pass
+    except OSError as error:
+        if error.errno is None:
+            raise
 
 
 def _descriptors(ancillary: Ancillary) -> list[int]:

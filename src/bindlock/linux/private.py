@@ -24,8 +24,7 @@ from os import strerror
 from select import POLLIN
 from sys import byteorder, is_finalizing
 
-from bindlock.linux.binding import BACKLOG, FLAGS, Binding, _fork_guard, others, this_thread
-from bindlock.linux.queue import SPENT
+from bindlock.linux.binding import BACKLOG, FLAGS, SPENT, Binding, fork_guard, others, this_thread
 from bindlock.linux.table import WORKBENCH, Request, current, end_idle
 
 TYPE_CHECKING = False
@@ -57,7 +56,7 @@ class _Claim:
 
     def take(self) -> None:
         """Have a table, and a number in it. To be followed by `close`, also when it raises."""
-        with _fork_guard:
+        with fork_guard:
             while not self.open:  # a finalizer or signal handler may have ended an idle table just now
                 table = current()
                 number = table.number()
@@ -152,10 +151,6 @@ class PrivateBinding(Binding):
             finally:
                 if not claim.open:
                     _bound.pop(claim.token, None)
-
-    def followed(self) -> bool:
-        """That somebody may be queued at it: whether it is so is asked by `stow`, in one go with the rest."""
-        return self.bound
 
     def stow(self, ticket: Binding) -> None:
         """Give up the ticket with which we came by the name: at once when nobody is queued at it, else with the name.

@@ -7,16 +7,13 @@ The kernel's rules (unix(7); net/unix/af_unix.c, Linux 6.12 and 6.18):
   holder's descriptors are closed one after the other. So waiters are never accepted.)
 * The queue takes backlog + 1 connections. One that is closed keeps its place until somebody accepts it.
 * The credentials of a connection are those of the last listen(2), whoever has the socket by now.
-* A socket can be sent (SCM_RIGHTS) into a connection that nobody has accepted. It is closed when the listener is:
-  `unix_release_sock` first removes the name, and then the queue with all that is in it. So what is sent into a lock's
-  own queue goes with the lock, and after it, whoever has the lock by then; and no descriptor of it is left.
 """
 
 from __future__ import annotations
 
 import errno
 from _signal import pidfd_send_signal  # `signal` would import enum
-from _socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
 from posix import pidfd_open
 from select import POLLIN, poll
 from sys import byteorder
@@ -24,8 +21,6 @@ from sys import byteorder
 from bindlock.linux.binding import FLAGS
 from bindlock.linux.process import exited, pidfd
 
-#: The backlog of a ticket whose owner has the lock: how sock_diag(7) tells it from that of a waiter.
-SPENT = 0
 _SO_PEERPIDFD = 77  # Linux 6.5; Python has no name for it
 
 
@@ -119,23 +114,3 @@ def is_followed(ticket: socket) -> bool:
     poller = poll()
     poller.register(ticket, POLLIN)
     return bool(poller.poll(0))
-
-
-def stow(address: bytes, ticket: socket) -> None:
-    """Leave `ticket`, as a spent one, in the queue of the lock at `address`, which is ours.
-
-    The caller closes the ticket in any case. Where it is not in the queue it goes too early, which is a wake-up for
-    nothing, and no harm; that is why no refusal of the kernel is an error here.
-    """
-    carrier = None
-    try:
-        carrier = socket(AF_UNIX, SOCK_STREAM | FLAGS)
-        ticket.listen(SPENT)
-        carrier.connect(address)
-        carrier.sendmsg([b"\0"], [(SOL_SOCKET, SCM_RIGHTS, ticket.fileno().to_bytes(4, byteorder))])
-    except OSError as error:
-        if error.errno is None:
-            raise  # a signal handler's
-    finally:
-        if carrier is not None:
-            carrier.close()

@@ -106,6 +106,12 @@ def passed(*, unset: bool = False) -> list[tuple[int, str]]:
                 os.environ.pop(variable, None)
 
 
+def numbers() -> range:
+    """The numbers of the descriptors that were passed to this process; each may have been closed since."""
+    count = _number("LISTEN_FDS") if _number("LISTEN_PID") == os.getpid() else None
+    return range(_FIRST, _FIRST + (count or 0))
+
+
 def _passed() -> list[tuple[int, str]]:
     if _number("LISTEN_PID") != os.getpid():
         return []

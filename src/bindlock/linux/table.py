@@ -53,7 +53,7 @@ from posix import register_at_fork
 from sys import is_finalizing
 from types import BuiltinFunctionType
 
-from bindlock.linux.binding import _fork_guard
+from bindlock.linux.binding import fork_guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Table:
         _waiting.add(done)
         command = chain(steps, iter((done.release,)))
         try:
-            with _fork_guard:
+            with fork_guard:
                 # From here to the call no signal handler or finalizer can end the thread, in this thread or another.
                 if self not in _live:
                     return False
@@ -231,7 +231,7 @@ class Table:
         # One call of C code: no handler can come between, and leave a thread that nobody knows of, or one without.
         ending: Steps = iter((partial(_live.discard, self), partial(self._commands.put, None)))
         end = map(_execute, ending)
-        with _fork_guard:
+        with fork_guard:
             # From here to the call no signal handler or finalizer can claim anything in it.
             if not self.claimed and self in _live:
                 any(end)
@@ -299,7 +299,7 @@ def current() -> Table:
 
 def end_idle() -> None:
     """End every thread that has nothing open. To be called again when interrupted."""
-    with _fork_guard:
+    with fork_guard:
         for table in tuple(_tables.values()):
             table.end_if_idle()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from bindlock.errors import CannotLock
-from bindlock.linux.queue import peer_uid, queue
+from bindlock.linux.queue import is_followed, peer_uid, queue
 from bindlock.lock import tickets
 from bindlock.lock.holder import identify
 from bindlock.lock.look import NO_DIAG, in_line, look
@@ -108,9 +108,13 @@ class Attempt:
                 raise
             return "in use"
         # Otherwise the ticket is closed, and those behind it queue anew, behind the one whom we have passed.
-        if self.ticket is not None and self.ticket.followed() and (self.head is not None or not self._passed()):
+        if self.ticket is not None and self._is_followed() and (self.head is not None or not self._passed()):
             self._binding.stow(self.ticket)
         return "claimed"
+
+    def _is_followed(self) -> bool:
+        own = self.ticket.socket if self.ticket is not None else None
+        return own is None or is_followed(own)  # a private socket is asked by `stow`, in one go with the rest
 
     def _take_ticket(self) -> Event:
         self._tell()

@@ -24,27 +24,41 @@ if TYPE_CHECKING:
 #: What `bindlock run` and `Lock.keep_for_exec` tell the program that is executed.
 DESCRIPTOR, NAME = "BINDLOCK_FD", "BINDLOCK_NAME"
 #: Answers of the kernel that mean: this descriptor is not the one.
-_NOT_IT = frozenset({errno.EBADF, errno.ENOTSOCK, errno.EADDRNOTAVAIL})
+_NOT_IT = frozenset({errno.EBUSY, errno.EBADF, errno.ENOTSOCK, errno.EADDRNOTAVAIL})
 
 
 def adopt(name: Name, binding: Binding, descriptor: int | None) -> None:
     """Have `binding` by a given descriptor, or by one that this process was given by whoever started it."""
     for candidate in [descriptor] if descriptor is not None else _inherited(name):
+        if not 0 <= candidate < 2**31:
+            continue
         try:
             binding.adopt(candidate)
         except OSError as error:
             if error.errno in _NOT_IT:
                 continue
             raise CannotLock(name.text, error.errno or 0, "adopting it") from error
-        if os.environ.get(DESCRIPTOR) == str(candidate):
-            for variable in (DESCRIPTOR, NAME):  # it is close-on-exec now, and that number soon another file's
-                os.environ.pop(variable, None)
+        _forget_variables(candidate)
         return
     what = f"descriptor {descriptor} is not" if descriptor is not None else "no inherited descriptor is"
     raise NotHeld(
         f"{printable(name.text)} cannot be adopted: {what} a listening socket with its address; was this started by "
         "bindlock run, after keep_for_exec(), or by systemd, with the same name and scope?"
     )
+
+
+def take_back(binding: Binding) -> None:
+    """Have it as before `keep_for_exec`, and the kernel name us."""
+    binding.renew()
+    if binding.fileno() >= 0:
+        os.set_inheritable(binding.fileno(), False)
+        _forget_variables(binding.fileno())
+
+
+def _forget_variables(descriptor: int) -> None:
+    if os.environ.get(DESCRIPTOR) == str(descriptor):
+        for variable in (DESCRIPTOR, NAME):  # it is close-on-exec now, and that number soon another file's
+            os.environ.pop(variable, None)
 
 
 def keep_for_exec(name: Name, binding: Binding) -> dict[str, str]:
@@ -59,7 +73,9 @@ def send(name: Name, binding: Binding, connection: socket, timeout: float | None
     """Pass the socket on, and have it no more."""
     _check_peer(name, connection)
     try:
-        passing.give(connection, binding.fileno(), timeout, binding.close)
+        own = binding.socket
+        assert own is not None
+        passing.give(connection, own.fileno(), timeout, binding.close, own.close)
     except OSError as error:
         raise _failure(name, error) from error
 
@@ -68,21 +84,20 @@ def receive(name: Name, binding: Binding, connection: socket, timeout: float | N
     """Be passed the socket."""
     _check_peer(name, connection)
     try:
-        passing.take(connection, timeout, binding.check, binding.adopt)
+        passing.take(connection, timeout, binding.hold, binding.adopt, binding.drop)
     except OSError as error:
         raise _failure(name, error) from error
 
 
 def _inherited(name: Name) -> Iterator[int]:
     number = os.environ.get(DESCRIPTOR, "")
-    if number.isdecimal():
+    if number.isdecimal() and len(number) <= 10:
         yield int(number)
     try:
-        passed = service.passed()
-    except (OSError, ValueError) as error:
+        # Only the number: the others' owners make them close-on-exec, and one may be closed by now.
+        yield from service.numbers()
+    except ValueError as error:
         raise NotHandedOver(name.text, f"what systemd passes cannot be read: {error}") from error
-    for descriptor, _ in passed:
-        yield descriptor
 
 
 def _check_peer(name: Name, connection: socket) -> None:

@@ -129,9 +129,11 @@ class Lock:
         some other since, may have opened a file of its own under the same number, look at `held` first: it tells them
         apart, which would cost each release a system call.
         """
-        self._check_held()
+        binding = self._binding
+        if not binding.bound:
+            self._check_held()
         try:
-            self._binding.close()
+            binding.close()
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
@@ -170,7 +172,7 @@ class Lock:
         from bindlock.lock import handover
 
         if descriptor is None and self._binding.verify():
-            self._binding.renew()
+            handover.take_back(self._binding)
         else:
             self._binding.forget_if_lost()
             self._check_not_held()

@@ -12,6 +12,7 @@ SO_PEERCRED), and who has it open now (/proc).
 from __future__ import annotations
 
 import errno
+import time
 
 from bindlock.linux import process
 from bindlock.linux.binding import bindings
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _TRIES = 5
 #: Dead connections at the front of a queue that are dropped when they are seen.
 _WORTHWHILE = 16
+#: Seconds: longer than it takes to look who listens.
+_LOOK = 0.001
 #: Refusals of sock_diag itself: seccomp, no kernel module, no netlink.
 NO_DIAG = frozenset({errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOSYS})
 #: Connect was refused by a rule rather than by the state of the socket: Landlock's scope, AppArmor, SELinux.
@@ -94,14 +97,24 @@ def is_wanted(name: Name, binding: Binding) -> bool:
                 return True
             for entry in entries:
                 now = diag.queues(entry) if entry.inode == inode else None
+                if now is not None and _stay(diag, now):
+                    return True
                 if now is not None:
-                    if now.waiters:
-                        return True
                     binding.drop_dead(now.dead_in_front)
     except OSError as error:
         if error.errno not in NO_DIAG:
             raise
         return binding.socket is not None and is_followed(binding.socket)
+    return False
+
+
+def _stay(diag: Diag, entry: Entry) -> bool:
+    """Whether one of those who are connected to it waits, and has not just been looking."""
+    clients = {inode for inode in entry.clients if inode}
+    if clients:
+        time.sleep(_LOOK)
+        now = diag.queues(entry)
+        return now is not None and not clients.isdisjoint(now.clients)
     return False
 
 

@@ -92,12 +92,14 @@ class Semaphore(Lock):
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits for a slot: asked of the kernel. Raises `NotHeld`, or `CannotLock`."""
-        from bindlock.lock.look import in_line
+        """Whether somebody waits for a slot: see `Lock.wanted`."""
+        from bindlock.lock.look import in_line, is_wanted
 
         self._check_held()
+        slot = self._slots.slot
         try:
-            return bool(in_line(self._slots.queue))
+            # Whoever waits without a ticket is queued here; and what is dead here is dropped.
+            return bool(in_line(self._slots.queue)) or is_wanted(self._slots.named(slot.address), slot)
         except OSError as error:
             raise CannotLock(self.name, error.errno or 0, "looking for those who wait") from error
 
@@ -106,7 +108,7 @@ class Semaphore(Lock):
         from bindlock.lock import handover
 
         if descriptor is None and self._binding.verify():
-            self._binding.renew()
+            handover.take_back(self._binding)
         else:
             self._binding.forget_if_lost()
             self._check_not_held()

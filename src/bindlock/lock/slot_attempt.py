@@ -67,6 +67,12 @@ class SlotAttempt(Attempt):
         self._at: dict[int, socket] = {}
         self._sightings: list[Sighting] = []
 
+    def end(self) -> None:
+        """Leave nothing but the slot, if it was had and is our object's."""
+        if self._slots.slot is not self.slot:
+            self.slot.close()
+        super().end()
+
     def holder(self) -> Holder | None:
         """Who was in the way when last looked: a stranger, if there is one, else one of the holders."""
         try:
