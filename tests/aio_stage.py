@@ -1,4 +1,4 @@
-"""Tasks for the tests of `AsyncLock`: on either back end, counted in steps of the loop, and nothing left behind."""
+"""Tasks for the tests of locks that are awaited: on either back end, counted in steps of the loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import pytest
 from anyio.lowlevel import checkpoint
 
 import bindlock
@@ -29,6 +30,14 @@ async def main(name, backend):
     say("released")
 anyio.run(main, *sys.argv[1:3], backend=sys.argv[2])
 """
+
+
+@pytest.fixture(name="backend", params=["asyncio", "trio"])
+def on_either(request: pytest.FixtureRequest) -> str:
+    """The event loop."""
+    if request.param == "trio":
+        pytest.importorskip("trio", reason="needs trio")
+    return str(request.param)
 
 
 def run(backend: str, main: Callable[[], Awaitable[Any]]) -> Any:

@@ -33,20 +33,12 @@ from bindlock.names import parse  # noqa: E402
 from tests.actors import Actor, Cast, Child, bindable  # noqa: E402
 from tests.actors import until as ask_until  # noqa: E402
 from tests.aio_stage import ACTOR, Task, in_line, nothing_left, opened, run, steps, until  # noqa: E402
+from tests.aio_stage import on_either as on_either  # noqa: E402
 from tests.conftest import needs_root  # noqa: E402
 from tests.interrupts import Interrupter  # noqa: E402
 from tests.steps import switches  # noqa: E402
 
-BACKENDS = ["asyncio", "trio"]
 PACKAGE = os.path.dirname(bindlock.__file__)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    """The event loop."""
-    if request.param == "trio":
-        pytest.importorskip("trio", reason="needs trio")
-    return str(request.param)
 
 
 def waiter(cast: Cast, name: str, backend: str) -> Actor:
@@ -238,7 +230,7 @@ def test_free_after_sigkill(cast: Cast, name: str, backend: str) -> None:
                     most = max(most, opened())
                     await anyio.sleep(0)
         assert any(won)
-        assert most <= before + 4
+        assert most <= before + 5
 
     with Child(body) as child:
         child.expect("held")
@@ -377,7 +369,7 @@ def test_another_object_of_the_same_task(name: str, backend: str) -> None:
         async with AsyncLock(name) as lock:
             other = AsyncLock(name)
             for timeout in (None, float("inf")):
-                with pytest.raises(bindlock.AlreadyHeld, match="another AsyncLock object"):
+                with pytest.raises(bindlock.AlreadyHeld, match="this task, by another object"):
                     await other.acquire(timeout)
             for timeout in (0.0, 0.02):
                 with pytest.raises(bindlock.Held):
@@ -502,7 +494,7 @@ def test_first_come_first_served(name: str, backend: str, seed: int) -> None:
 
 
 def test_any_number_of_tasks(name: str, backend: str, long: bool) -> None:
-    """Thousands of tasks that wait make progress, in order; they cost three descriptors, and the lock one."""
+    """Thousands of tasks that wait make progress, in order; they cost four descriptors at most, and the lock one."""
     count = 10_000 if long else 2_000
 
     async def main() -> None:
@@ -521,11 +513,11 @@ def test_any_number_of_tasks(name: str, backend: str, long: bool) -> None:
                 group.start_soon(work, number)
                 await until(lambda: in_line() > number)  # noqa: B023
             await steps(5)
-            assert opened() == before + 4
+            assert opened() <= before + 5
             lock.release()
             lowest = opened()
             while len(had) < count:
-                assert opened() <= lowest + 4
+                assert opened() <= lowest + 5
                 await anyio.sleep(0.01)
         assert had == list(range(count))
         assert opened() == before

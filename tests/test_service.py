@@ -32,7 +32,6 @@ REMOVE = "USR2"
 SERVICE = """
 import os, signal, sys
 import bindlock
-from bindlock.linux import service
 
 path, name, *options = sys.argv[1:]
 report = open(path, "w", buffering=1)
@@ -45,15 +44,13 @@ try:
 except bindlock.NotHeld:
     lock.acquire()
     if "store" in options:
-        service.notify("FDSTORE=1", "FDNAME=bindlock", "FDPOLL=0", descriptors=[lock.fileno()])
-        service.barrier()
+        lock.store()
     report.write("acquired\\n")
 if "fail" in options:
     sys.exit(1)
-service.notify("READY=1", f"STATUS=held: {lock.held}")
+bindlock.notify("READY=1", f"STATUS=held: {lock.held}")
 while signal.sigwait(signals) == signal.SIGUSR2:
-    service.notify("FDSTOREREMOVE=1", "FDNAME=bindlock")
-    service.barrier()
+    lock.unstore()
     report.write("removed\\n")
 """
 

@@ -13,6 +13,7 @@ Names are loaded when they are first used, so importing the package costs next t
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bindlock.aio.lock import AsyncLock
+    from bindlock.aio.semaphore import AsyncSemaphore
     from bindlock.errors import (
         AlreadyHeld,
         BindlockError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         NotHeld,
         Untrusted,
     )
+    from bindlock.linux.service import notify
     from bindlock.lock.block import wait
     from bindlock.lock.holder import Holder, holder
     from bindlock.lock.instance import single_instance
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlreadyHeld",
     "AsyncLock",
+    "AsyncSemaphore",
     "BindlockError",
     "BoundName",
     "CannotLock",
@@ -52,6 +55,7 @@ __all__ = [
     "Waiter",
     "holder",
     "locks",
+    "notify",
     "single_instance",
     "wait",
     "waiters",
@@ -60,10 +64,12 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "bindlock.aio.lock": ["AsyncLock"],
+    "bindlock.aio.semaphore": ["AsyncSemaphore"],
     "bindlock.errors": [
         "AlreadyHeld", "BindlockError", "CannotLock", "CannotSignal", "Held", "InvalidArgument", "Lost",
         "NotHandedOver", "NotHeld", "Untrusted",
     ],
+    "bindlock.linux.service": ["notify"],
     "bindlock.lock.block": ["wait"],
     "bindlock.lock.holder": ["Holder", "holder"],
     "bindlock.lock.instance": ["single_instance"],

@@ -8,7 +8,7 @@ error               what happened                                status  what to
 `CannotLock`        the kernel or a policy did not let us try     69, 71  mend the machine
 `Held`              somebody else has it                          75      wait, or leave
 `Untrusted`         somebody has it who has no business with it   77      find out who, and why
-`AlreadyHeld`       this thread has it itself                     70      correct the program
+`AlreadyHeld`       this thread or task has it itself             70      correct the program
 `NotHeld`           released, but not held                        70      correct the program
 `Lost`              the descriptor was closed behind our back     70      correct the program
 `CannotSignal`      the holder could not be signalled             71      see its ``errno``
@@ -126,7 +126,7 @@ class CannotLock(BindlockError, OSError):
 
 
 class AlreadyHeld(BindlockError, RuntimeError):
-    """The calling thread holds the name already, so that waiting for it could only wait for itself."""
+    """The calling thread or task holds the name already, so that waiting for it could only wait for itself."""
 
 
 class NotHeld(BindlockError, RuntimeError):

@@ -2,7 +2,8 @@
 
 Cancellation comes at an ``await``, and there are four: the checkpoint with which every acquire begins, the wait for a
 turn in the line of tasks, and the two sleeps of an attempt. At none of them is the name had; after it was had there is
-none. So an acquire that was cancelled holds nothing, and one that was not says what it holds.
+none. So an acquire that was cancelled holds nothing, and one that was not says what it holds. What is had, the name or
+one of its slots, is the attempt's affair, and nothing here knows the difference.
 """
 
 from __future__ import annotations
@@ -14,30 +15,33 @@ from anyio.lowlevel import checkpoint
 
 from bindlock.aio.line import Place, is_empty
 from bindlock.aio.task import holders, this_task
-from bindlock.errors import AlreadyHeld, Lost, printable
+from bindlock.errors import AlreadyHeld, CannotLock, Lost, printable
 from bindlock.linux.binding import this_thread
-from bindlock.linux.queue import hung_up
-from bindlock.lock.attempt import Attempt
+from bindlock.linux.watch import hang_ups
 from bindlock.lock.block import refuse
-from bindlock.lock.decide import ACQUIRE, ENDS, GRACE, SLOWEST, Decision
+from bindlock.lock.decide import ENDS, GRACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
     from collections.abc import Callable
-    from typing import Any
+    from select import epoll
+    from typing import Any, TypeAlias
     from weakref import ref
 
+    from bindlock.aio.lock import _DrivenLock
+    from bindlock.aio.semaphore import _DrivenSemaphore
+    from bindlock.lock.attempt import Attempt
     from bindlock.lock.decide import Event, State
     from bindlock.lock.holder import Holder
-    from bindlock.lock.lock import Lock
+
+    Driven: TypeAlias = _DrivenLock | _DrivenSemaphore
 
 _FOREVER = float("inf")
 #: Event loops cannot count to any number of seconds: the wait goes on after a day.
 _LONGEST = 86400.0
 
 
-async def acquire(lock: Lock, timeout: float | None, waiting: Callable[[Holder], object] | None) -> None:
+async def acquire(lock: Driven, timeout: float | None, waiting: Callable[[Holder], object] | None) -> None:
     """Bind the lock, waiting for the name up to `timeout` seconds. A checkpoint, also when the name is free.
 
     Raises `Held`, `Untrusted`, `CannotLock`, `Lost`, or whatever the event loop or a signal handler raises, and then
@@ -61,45 +65,45 @@ async def acquire(lock: Lock, timeout: float | None, waiting: Callable[[Holder],
         raise
 
 
-def _claim(lock: Lock, timeout: float | None) -> bool:
+def _claim(lock: Driven, timeout: float | None) -> bool:
     """Have the name, if it is free and nobody of this event loop is in line for it."""
-    if timeout != 0 and not is_empty((lock._name.key, False)):
+    if timeout != 0 and not is_empty((lock.line, False)):
         return False
+    attempt = lock.attempt(0.0, 0.0)
     try:
-        lock._binding.bind()
-    except OSError as error:
-        if error.errno is None:
-            raise  # not the kernel's: a signal handler's
-        return False  # an attempt will meet with it again, and say what it means
-    return True
+        return attempt.step() == "claimed"
+    finally:
+        try:
+            attempt.end()
+        finally:
+            attempt.end()  # as in `run`
 
 
-def _check(lock: Lock, me: ref[Any], timeout: float | None) -> None:
-    name = lock._name
+def _check(lock: Driven, me: ref[Any], timeout: float | None) -> None:
+    name = printable(lock.name)
     if lock._binding.forget_if_lost():
         holders.pop(lock, None)
-        raise Lost(name.text)
-    for reference in holders.keyrefs():
-        own = reference()
-        if own is None or holders.get(own) is not me or not own._binding.bound:
-            continue
-        if own is lock:
-            raise AlreadyHeld(f"{printable(name.text)} is held by this task, by this very object; release it first")
-        if own._name.key == name.key and (timeout is None or timeout == _FOREVER):
-            raise AlreadyHeld(
-                f"{printable(name.text)} is held by this task, by another AsyncLock object: without a time-out it "
-                "would wait for itself for ever; release that, or give a time-out"
-            )
+        raise Lost(lock.name)
+    mine = [own for reference in holders.keyrefs() if (own := reference()) is not None and holders.get(own) is me]
+    mine = [own for own in mine if own._binding.bound]
+    if lock in mine:
+        raise AlreadyHeld(f"{name} is held by this task, by this very object; release it first")
+    _, count = lock.line
+    if (timeout is None or timeout == _FOREVER) and [own.line for own in mine].count(lock.line) == count:
+        others = "another object" if count == 1 else f"{count} other objects"
+        raise AlreadyHeld(
+            f"{name} is held by this task, by {others}: without a time-out it would wait for itself for ever; release "
+            "that, or give a time-out"
+        )
 
 
-async def _contend(lock: Lock, timeout: float | None, waiting: Callable[[Holder], object] | None) -> None:
+async def _contend(lock: Driven, timeout: float | None, waiting: Callable[[Holder], object] | None) -> None:
     begun = time.monotonic()
     deadline = begun + (_FOREVER if timeout is None else timeout)
     for over, until in ((False, deadline), (True, begun + GRACE)):
         if until == begun:
             continue  # one that must not wait does not stand behind those that may
-        decision = Decision(ACQUIRE, begun, timeout)
-        place = Place((lock._name.key, over))
+        place = Place((lock.line, over))
         try:
             place.join()
             has_waited = not place.is_first
@@ -107,33 +111,30 @@ async def _contend(lock: Lock, timeout: float | None, waiting: Callable[[Holder]
                 waiting = _tell(lock, waiting)
             if await place.reached(until):
                 now = time.monotonic()
+                attempt = lock.attempt(begun, timeout, waiting)
                 if has_waited and now < deadline:
                     # Even if it is free by now, it may be the turn of another process: we stand in the kernel's queue
                     # from this moment on, and not since we stand in line here.
-                    decision.next("in use", now)
-                return await _attempt(lock, decision, waiting)
+                    attempt.decision.next("in use", now)
+                return refuse(lock._name, attempt, await run(attempt))
         finally:
             try:
                 place.leave()
             finally:
                 place.leave()
-    return await _attempt(lock, Decision(ACQUIRE, begun, timeout), waiting)
+    attempt = lock.attempt(begun, timeout, waiting)
+    return refuse(lock._name, attempt, await run(attempt))
 
 
-def _tell(lock: Lock, waiting: Callable[[Holder], object] | None) -> Callable[[Holder], object] | None:
+def _tell(lock: Driven, waiting: Callable[[Holder], object] | None) -> Callable[[Holder], object] | None:
     """Call `waiting` with the holder: what is still to be called when the turn has come."""
     if waiting is not None:
         # A throw-away: what it has seen will be old when the turn comes.
-        holder = Attempt(lock._name, None, Decision(ACQUIRE, 0.0, None)).holder()
+        holder = lock.attempt(0.0, None).holder()
         if holder is not None:
             waiting(holder)
             return None
     return waiting
-
-
-async def _attempt(lock: Lock, decision: Decision, waiting: Callable[[Holder], object] | None) -> None:
-    attempt = Attempt(lock._name, lock._binding, decision, waiting=waiting)
-    refuse(lock._name, attempt, await run(attempt))
 
 
 async def run(attempt: Attempt) -> State:
@@ -164,15 +165,16 @@ async def _sleep(attempt: Attempt) -> Event:
     if decision.state == "PAUSED":
         await sleep(seconds)
         return "tick"
-    with move_on_after(seconds):
-        await _hang_up(attempt.places)
+    with _places(attempt) as places, move_on_after(seconds):
+        await wait_readable(places.fileno())
         return "hang-up"
     return "time"
 
 
-async def _hang_up(places: list[socket]) -> None:
-    (place,) = places
-    await wait_readable(place)
-    while not hung_up(places, 0.0):
-        # Somebody has accepted, and sends: readable at once for ever, so from now on a slow timer must do.
-        await sleep(SLOWEST)
+def _places(attempt: Attempt) -> epoll:
+    try:
+        return hang_ups(attempt.places)
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's
+        raise CannotLock(attempt._name.text, error.errno, "waiting for it") from error

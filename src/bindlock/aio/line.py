@@ -1,9 +1,10 @@
 """The tasks of one event loop that want the same name: first come, first served, and only the first is in the kernel's
 queue.
 
-So any number of tasks costs the descriptors of one: its ticket, its connection, and the sign that it is the head. And
-so a process has, whatever the number of its tasks, one place at a time in the order of all processes. (One for each
-event loop, and one for each of its threads that waits with a blocking `Lock`.)
+So any number of tasks costs the descriptors of one: its ticket, its connection (or one for each slot), the sign that
+it is the head, and what the event loop watches. And so a process has, whatever the number of its tasks, one place at a
+time in the order of all processes. (One for each event loop, and one for each of its threads that waits with a blocking
+`Lock`.)
 
 The loop's own thread is the only one that touches a line. A place is left twice on every way out, in case a signal
 handler has kept us from it the first time: one left behind would be in everybody's way for ever.
@@ -23,8 +24,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    #: What the kernel tells names apart by; and whether the time of those in line is over, but for the grace.
-    Key: TypeAlias = tuple[tuple[bytes, int], bool]
+    #: What the kernel tells names apart by, and how many can have it; and whether the time of those in line is over,
+    #: but for the grace.
+    Key: TypeAlias = tuple[tuple[tuple[bytes, int], int], bool]
 
 #: What tells each event loop from all others.
 _loop: RunVar[object] = RunVar("bindlock.aio.line")

@@ -105,6 +105,15 @@ def _takes_the_next(option: str) -> bool:
     return first == len(option) - 1
 
 
+class Replace(click.Option):
+    """``--replace``, whose value follows without a space or not at all, as the help says."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(" [", "["), record[1])
+
+
 @cli.command(
     "run",
     cls=Run,
@@ -113,13 +122,13 @@ def _takes_the_next(option: str) -> bool:
 Examples: bindlock run backup -- ./backup.sh --full
           bindlock run --replace=5 web -- ./serve
           bindlock run -nq mirror -c 'rsync -a …'
-The command has the lock (BINDLOCK_NAME, BINDLOCK_FD) until it, and all that it
-leaves running, is gone. Exit status: the command's; 75 when held by another.""",
+The command has the lock (BINDLOCK_NAME, BINDLOCK_FD) until it is gone, and
+all that it leaves running. Exit status: its own; 75 when held by another.""",
 )
 @click.option("-n", "--nb", "--nonblock", "nonblock", is_flag=True, help="Skip: do not wait.")
 @click.option("-w", "--wait", "--timeout", "wait", type=SECONDS, help="Wait at most so long.")
 @click.option(
-    "--replace", type=PATIENCE, metavar="[=GRACE]", help="End who has it: TERM, after 10 s KILL.",
+    "--replace", cls=Replace, type=PATIENCE, metavar="[=GRACE]", help="End who has it: TERM, after 10 s KILL.",
     shell_complete=complete_names,  # click takes the word after it for its value
 )  # fmt: skip
 @click.option("--slots", type=SLOTS, metavar="N", help="So many at a time.")

@@ -71,8 +71,8 @@ def take(
 ) -> None:  # fmt: skip
     """Be passed a descriptor. `hold` looks whether it is the right one, or raises; `keep` is called when it is ours.
 
-    Whatever is raised, by us as `give` does, or by these, it is given to `drop`, and the connection shut down: from then
-    on the other side cannot say that it is ours. No fork comes between its arrival and `hold`.
+    Whatever is raised, by us as `give` does, or by these, it is given to `drop`, and the connection shut down: from
+    then on the other side cannot say that it is ours. No fork comes between its arrival and `hold`.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     kept: list[object] = []

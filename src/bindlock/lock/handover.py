@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: What `bindlock run` and `Lock.keep_for_exec` tell the program that is executed.
 DESCRIPTOR, NAME = "BINDLOCK_FD", "BINDLOCK_NAME"
+#: What a copy in systemd's descriptor store is called.
+STORED_AS = "bindlock"
 #: Answers of the kernel that mean: this descriptor is not the one.
 _NOT_IT = frozenset({errno.EBUSY, errno.EBADF, errno.ENOTSOCK, errno.EADDRNOTAVAIL})
 
@@ -87,6 +89,26 @@ def receive(name: Name, binding: Binding, connection: socket, timeout: float | N
         passing.take(connection, timeout, binding.hold, binding.adopt, binding.drop)
     except OSError as error:
         raise _failure(name, error) from error
+
+
+def store(name: Name, binding: Binding) -> bool:
+    """Leave a copy with the service manager; False when there is none."""
+    return _manager(name, ("FDSTORE=1", f"FDNAME={STORED_AS}", "FDPOLL=0"), [binding.fileno()])
+
+
+def unstore(name: Name) -> bool:
+    """Have the service manager close its copy; False when there is none."""
+    return _manager(name, ("FDSTOREREMOVE=1", f"FDNAME={STORED_AS}"), [])
+
+
+def _manager(name: Name, lines: tuple[str, ...], descriptors: list[int]) -> bool:
+    try:
+        # Nobody answers such a message: what comes after the barrier finds it done.
+        return service.notify(*lines, descriptors=descriptors) and service.barrier()
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's
+        raise NotHandedOver(name.text, f"the service manager was not told: {os_error(error.errno)}") from error
 
 
 def _inherited(name: Name) -> Iterator[int]:

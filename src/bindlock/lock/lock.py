@@ -192,6 +192,25 @@ class Lock:
         self._check_open_to_others()
         return handover.keep_for_exec(self._name, self._binding)
 
+    def store(self) -> bool:
+        """Leave a copy with systemd, which keeps the name bound while the service is restarted: then `adopt` it.
+
+        Needs FileDescriptorStoreMax= in the unit. Whether there is a service manager to be told. With its copy the name
+        is not free when it is released here: see `unstore`. Raises `NotHandedOver` when it could not be told, and
+        `NotHeld`. A lock that was adopted from the store is stored already.
+        """
+        from bindlock.lock import handover
+
+        self._check_held()
+        self._check_open_to_others()
+        return handover.store(self._name, self._binding)
+
+    def unstore(self) -> bool:
+        """Have systemd close the copy that `store` has left with it. Whether there is a service manager to be told."""
+        from bindlock.lock import handover
+
+        return handover.unstore(self._name)
+
     def send(self, connection: socket, timeout: float | None = HAND_OVER) -> None:
         """Hand the name over to whoever calls `receive` at the other end of a connected Unix socket.
 
