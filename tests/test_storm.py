@@ -13,17 +13,29 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.actors import Child, bindable
-from tests.storm import Witnesses
+from tests.storm import USUAL
+from tests.storm_witnesses import Witnesses
 
 if TYPE_CHECKING:
     from tests.actors import Cast
 
 
-def storm(cast: Cast, name: str, seed: int, seconds: float, lock: str = "bindlock") -> dict[str, Any]:
+#: How often each must have happened in a minute, lest it is hardly a storm; what a new interpreter starts for is rarer.
+OFTEN = {
+    "killed": 100, "stopped": 100, "acquired": 100, "timed out": 100, "interrupted": 100, "shared": 50, "dropped": 50,
+    "adopted": 20, "sent": 5, "not sent": 5, "received": 5, "by tasks": 50, "cancelled": 50,
+    "executed": 2, "supervised": 2,
+}  # fmt: skip
+KILLED_WHILE = {"sending": 5, "executing": 2, "supervising": 2, "tasks": 20}
+
+
+def storm(
+    cast: Cast, name: str, seed: int, seconds: float, lock: str = "bindlock", kinds: tuple[str, ...] = USUAL
+) -> dict[str, Any]:
     """Run a storm; what happened."""
     actor = cast.start(
         sys.executable, "-m", "tests.storm",
-        "--name", name, "--seed", str(seed), "--seconds", str(seconds), "--lock", lock,
+        "--name", name, "--seed", str(seed), "--seconds", str(seconds), "--lock", lock, "--kinds", ",".join(kinds),
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     result: dict[str, Any] = json.loads(actor.read(seconds + 60))
@@ -33,14 +45,29 @@ def storm(cast: Cast, name: str, seed: int, seconds: float, lock: str = "bindloc
 
 
 def test_never_two_never_stale(cast: Cast, name: str, seed: int, long: bool) -> None:
-    """However 30 processes are killed, stopped, interrupted and forked, two are never inside, and none for ever."""
+    """However 30 processes are killed, stopped, interrupted and forked, and whatever way the lock goes from one to
+    another, two are never inside, and none for ever.
+    """
+    pytest.importorskip("anyio", reason="tasks need anyio")
     result = storm(cast, name, seed, 1200 if long else 60)
     assert result["violations"] == []
     assert result["free"]
     assert result["idlest"] > 0, "some place of the 30 never had the lock"
-    for what in ("killed", "stopped", "acquired", "timed out", "interrupted", "shared", "dropped"):
-        assert result[what] > 100, f"hardly a storm: {what}"
+    assert result["stillest"] < 15, "nobody had the lock for so long"
+    for what, least in OFTEN.items():
+        assert result[what] >= least, f"hardly a storm: {what}"
+    for what, least in KILLED_WHILE.items():
+        assert result["killed while"][what] >= least, f"hardly a storm: killed while {what}"
+    assert result["errors"] == 0
     assert bindable(name)
+
+
+@pytest.mark.xfail(strict=False, reason="a private descriptor table goes with its thread, not with the process")
+def test_never_two_with_private_tables(cast: Cast, name: str, seed: int) -> None:
+    """So with children="never", when the holder is killed."""
+    result = storm(cast, name, seed, 30, kinds=("never",))
+    assert result["never"] > 50
+    assert result["violations"] == []
 
 
 @pytest.mark.parametrize("broken", ["two-doors", "falls-open"])

@@ -30,8 +30,9 @@ class Lock:
     `name` and `scope` are explained in `bindlock.names`. `timeout` is how many seconds an acquire waits unless it says
     otherwise; None waits for ever, 0 not at all. `children` says what becomes of the lock in a forked child
     (`os.fork`, multiprocessing): ``"drop"``: the child has nothing; ``"share"``: the name is held until the last of
-    them has released it or is gone; ``"never"``: no child can have it, however it is made, at the price of a thread.
-    A child started with subprocess has none of them, once it executes its program.
+    them has released it or is gone; ``"never"``: no child can have it, however it is made, at the price of a thread,
+    and of a name that is free after SIGKILL although another thread is still inside a system call it cannot leave. A
+    child started with subprocess has none of them, once it executes its program.
 
     Threads are treated as processes are: any number of them exclude each other, through one Lock object or many. Any
     thread may release.
