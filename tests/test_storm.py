@@ -62,14 +62,6 @@ def test_never_two_never_stale(cast: Cast, name: str, seed: int, long: bool) -> 
     assert bindable(name)
 
 
-@pytest.mark.xfail(strict=False, reason="a private descriptor table goes with its thread, not with the process")
-def test_never_two_with_private_tables(cast: Cast, name: str, seed: int) -> None:
-    """So with children="never", when the holder is killed."""
-    result = storm(cast, name, seed, 30, kinds=("never",))
-    assert result["never"] > 50
-    assert result["violations"] == []
-
-
 @pytest.mark.parametrize("broken", ["two-doors", "falls-open"])
 def test_a_broken_lock_is_called_out(cast: Cast, name: str, seed: int, broken: str) -> None:
     """A lock that now and then lets two in is called out within seconds, by each of the two witnesses."""
