@@ -346,10 +346,12 @@ def test_wanted(name: str) -> None:
 
 
 def test_a_look_under_way_is_no_wish(name: str) -> None:
-    """Who is just looking, and so connected for an instant, does not want the lock."""
+    """Who is just looking, and so connected for an instant, is hardly ever taken for one who wants the lock: only when
+    it is kept from going on just then.
+    """
     with bindlock.Lock(name) as lock, Child(lambda child: look_for_ever(child, name)) as looker:
         looker.expect("looking")
-        assert not sum(lock.wanted for _ in range(2000))
+        assert sum(lock.wanted for _ in range(500)) < 10
 
 
 def look_for_ever(child: Child, name: str) -> None:

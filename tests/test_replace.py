@@ -367,7 +367,7 @@ def test_interrupted_at_every_instant(cast: Cast, name: str, long: bool) -> None
     gc.collect()
     gc.disable()
     before = descriptors()
-    point, step, interrupted = 1, 7 if long else 37, 0
+    point, step, interrupted = 1, 13 if long else 41, 0
     try:
         with Interrupter(os.path.dirname(bindlock.__file__)) as signals, warnings.catch_warnings():
             # A socket that was on its way into a variable is closed by its reference count, and says so.

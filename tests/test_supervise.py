@@ -248,7 +248,7 @@ def test_standard_streams_closed(cast: Cast, name: str, closed: tuple[int, ...])
     actor = cast.start(*shell, "--", "sleep", "60", stderr=subprocess.DEVNULL)
     until(lambda: Path(f"/proc/{actor.pid}/task/{actor.pid}/children").read_text())
     command = child_of(actor.pid)
-    until(lambda: is_command(command, "sleep"))
+    until(lambda: is_command(command, "sleep") and b"BINDLOCK_FD" in environment(command))
     number = int(environment(command)[b"BINDLOCK_FD"])
     assert number > 2
     until(lambda: set(descriptors(command)) == {0, 1, 2, number} - set(closed))

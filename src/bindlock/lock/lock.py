@@ -148,7 +148,7 @@ class Lock:
 
         A holder that sleeps in a loop of its own may have that watch `fileno()`: it becomes readable when somebody
         comes to wait. It may be so without anybody waiting, too, for those who look leave a trace; asking here takes
-        that away.
+        that away. (Who is interrupted in the middle of looking may be taken for one who waits.)
         Raises `NotHeld`, or `CannotLock` when the kernel cannot be asked.
         """
         from bindlock.lock.look import is_wanted

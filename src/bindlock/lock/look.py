@@ -32,7 +32,7 @@ _TRIES = 5
 #: Dead connections at the front of a queue that are dropped when they are seen.
 _WORTHWHILE = 16
 #: Seconds: longer than it takes to look who listens.
-_LOOK = 0.001
+_LOOK = 0.005
 #: Refusals of sock_diag itself: seccomp, no kernel module, no netlink.
 NO_DIAG = frozenset({errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOSYS})
 #: Connect was refused by a rule rather than by the state of the socket: Landlock's scope, AppArmor, SELinux.

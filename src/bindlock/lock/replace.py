@@ -100,17 +100,25 @@ def _outlasts(name: Name, attempt: Attempt, holder: Holder, seconds: float) -> b
         if attempt.head is not None:  # the first in the queue is woken by the holder itself
             _go_on([attempt], end)
         else:
-            watch = Attempt(name, None, Decision(WAIT, time.monotonic(), seconds), holder.inode)
+            now = time.monotonic()
+            watch = Attempt(name, None, Decision(WAIT, now, max(0.0, end - now)), holder.inode)
             try:
-                _go_on([attempt, watch])
+                _go_on([attempt, watch], 0.0)
+                # It may be queued at the next one by now. If the holder is still there, it was when that connected.
+                if _still(name, attempt, holder):
+                    _go_on([attempt, watch])
             finally:
                 watch.end()
-        now = _in_the_way(name) if attempt.decision.state not in ENDS else None
-        # A child that has the socket, too, and outlives its parent, is asked to go in its turn.
-        if now is None or (now.inode, now.pid) != (holder.inode, holder.pid):
+        if not _still(name, attempt, holder):
             return False
         if time.monotonic() >= end:
             return True
+
+
+def _still(name: Name, attempt: Attempt, holder: Holder) -> bool:
+    """Whether that very process has the name; a child of it that has the socket, too, is asked to go in its turn."""
+    now = _in_the_way(name) if attempt.decision.state not in ENDS else None
+    return now is not None and (now.inode, now.pid) == (holder.inode, holder.pid)
 
 
 def _go_on(attempts: list[Attempt], until: float = _FOREVER) -> None:
