@@ -13,7 +13,7 @@ from bindlock.errors import CannotLock
 from bindlock.linux.queue import is_followed, peer_uid, queue
 from bindlock.lock import tickets
 from bindlock.lock.holder import identify
-from bindlock.lock.look import NO_DIAG, in_line, look
+from bindlock.lock.look import NO_DIAG, in_line, is_bound, look
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -185,7 +185,10 @@ class Attempt:
         self._tell()
         self._leave_queue()
         if self._queue_at(self._name.address):
-            return "queued"
+            if not self._inode or is_bound(self._name, self._inode):
+                return "queued"
+            self._leave_queue()  # the name had changed hands before we connected: this is the queue of the next one
+            return "unqueued"
         # Who binds and never listens, or fills its own queue, is still told from a friend; and a stranger's name may
         # have changed hands meanwhile.
         self._sighting = look(self._name)

@@ -73,6 +73,13 @@ def in_line(name: Name) -> list[Entry]:
         return tickets.waiting(name, diag.bound(tickets.of(name)))
 
 
+def is_bound(name: Name, inode: int) -> bool:
+    """Whether the socket `inode` has the name. Raises OSError when the kernel cannot be asked."""
+    with Diag() as diag:
+        now = diag.bound(frozenset({name.address}).__contains__)
+        return any(entry.inode == inode and entry.key == name.key for entry in now)
+
+
 def look(name: Name) -> Sighting | None:
     """What is bound to the name; None when nothing is. Raises OSError when the kernel cannot be asked."""
     try:
@@ -151,11 +158,9 @@ def signal_listener(name: Name, inode: int, number: int) -> None:
     if isinstance(connection, int):
         raise ProcessLookupError(errno.ESRCH, "no process to be found by its socket")
     try:
-        with Diag() as diag:
-            # Still the holder that was meant: then so it was when we connected.
-            now = diag.bound(frozenset({name.address}).__contains__)
-            if not any(entry.inode == inode and entry.key == name.key for entry in now):
-                raise ProcessLookupError(errno.ESRCH, "it holds the name no more")
+        # Still the holder that was meant: then so it was when we connected.
+        if not is_bound(name, inode):
+            raise ProcessLookupError(errno.ESRCH, "it holds the name no more")
         signal_peer(connection, number)
     finally:
         connection.close()
