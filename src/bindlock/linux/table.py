@@ -108,7 +108,7 @@ class Request:
         self._passed: list[bool] = []
         every: tuple[Step, ...] = (*steps, partial(self._passed.append, True))
         attempt = partial(any, map(_execute, every))
-        note = partial(table.library.memcpy, byref(self._errno), table.errno_location, 4)
+        note = partial(table.libc.memcpy, byref(self._errno), table.errno_location, 4)
         #: To be posted.
         self.steps: Steps = iter((partial(all, map(_execute, (attempt, note))), *((table.tidy,) if tidy else ())))
 
@@ -129,14 +129,14 @@ class Table:
 
     __slots__ = (
         "_close", "_commands", "_free", "_is_main", "_locate", "_numbers",
-        "claimed", "errno_location", "key", "library", "tidy",
+        "claimed", "errno_location", "key", "libc", "tidy",
     )  # fmt: skip
 
     def __init__(self, key: Hashable) -> None:
         from ctypes import c_void_p
 
         self.key = key
-        self.library, self._close, self._locate, self._is_main = _libc()
+        self.libc, self._close, self._locate, self._is_main = _libc()
         #: Where the thread has its errno.
         self.errno_location = c_void_p()
         #: Closes what is on the workbench.
@@ -154,7 +154,7 @@ class Table:
 
     def call(self, name: str, *arguments: object) -> Step:
         """A system call, as a step of a request."""
-        function: Any = getattr(self.library, name, None)
+        function: Any = getattr(self.libc, name, None)
         if function is None:
             raise OSError(errno.ENOSYS, f"libc has no {name}()")
         return partial(function, *arguments)
@@ -191,7 +191,7 @@ class Table:
         if not self._is_main:
             raise PrivateTableRefused(errno.ENOTSUP, "a subinterpreter cannot end while it has a thread like this")
         signals = create_string_buffer(_SIGSET_BYTES)
-        self.library.sigfillset(signals)
+        self.libc.sigfillset(signals)
         locate = map(partial(setattr, self.errno_location, "value"), map(_execute, (self._locate,)))
         request = Request(
             self,
