@@ -5,12 +5,18 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
 from tests.actors import Cast
+
+# A shell has what it starts in the background ignore these; and so would all programs that are started here.
+for number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

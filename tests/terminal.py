@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 from typing import TYPE_CHECKING
 
 from tests.actors import DEADLINE
@@ -52,8 +53,9 @@ class Terminal:
 
     def read_until(self, pattern: str, deadline: float = DEADLINE) -> re.Match[str]:
         """Read until `pattern` was shown, after what an earlier call has found; fails the test after the deadline."""
+        end = time.monotonic() + deadline
         while not (match := re.compile(pattern).search(self.shown, self._seen)):
-            data = self._read(deadline)
+            data = self._read(end)
             assert data, f"{pattern!r} was not shown before the end, but {self.shown[self._seen :]!r}"
             self.shown += data
         self._seen = match.end()
@@ -61,7 +63,8 @@ class Terminal:
 
     def read_all(self, deadline: float = DEADLINE) -> str:
         """Read until the process has gone; all that was shown since it started."""
-        while data := self._read(deadline):
+        end = time.monotonic() + deadline
+        while data := self._read(end):
             self.shown += data
         return self.shown
 
@@ -74,9 +77,10 @@ class Terminal:
         self.read_all(deadline)
         return self.process.wait(deadline)
 
-    def _read(self, deadline: float) -> str:
-        ready, _, _ = select.select([self._master], [], [], deadline)
-        assert ready, f"nothing more was shown for {deadline} s after {self.shown[-200:]!r}"
+    def _read(self, end: float) -> str:
+        ready, _, _ = select.select([self._master], [], [], max(0.0, end - time.monotonic()))
+        assert ready, f"nothing more was shown in time after {self.shown[-200:]!r}"
+        assert time.monotonic() < end, f"there is no end of what is shown, at last {self.shown[-200:]!r}"
         try:
             return os.read(self._master, 65536).decode(errors="surrogateescape")
         except OSError as error:

@@ -24,9 +24,10 @@ import pytest
 import bindlock
 import bindlock.lock.handover  # before the first step
 from bindlock.linux import passing
+from bindlock.linux.binding import fork_guard
 from bindlock.names import parse
 from tests.actors import DEADLINE, Child, bindable, until
-from tests.interrupts import Interrupter
+from tests.interrupts import Interrupted, Interrupter
 from tests.steps import _MARK, Call, Traced, numbers_reason, queued
 
 if TYPE_CHECKING:
@@ -439,6 +440,50 @@ def test_every_instant_of_adopting(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert instant > 10
 
 
+class ForkingInterrupter(Interrupter):
+    """Forks where others raise, and notes whether the child has the socket `inode`."""
+
+    inode = 0
+    kept: list[int]
+
+    def _handle(self, number: int, frame: object) -> None:
+        with suppress(Interrupted):
+            super()._handle(number, frame)  # type: ignore[arg-type]
+            return
+        child = os.fork()
+        if not child:
+            links = (os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd"))
+            os._exit(any(link.endswith(f"socket:[{self.inode}]") for link in links))
+        self.kept.append(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork and threads of the test runner, since Python 3.12
+def test_a_fork_at_every_instant_of_keeping_what_was_received(name: str) -> None:
+    """From when it has arrived, on to when it is the lock's: no child has the descriptor."""
+    signals = ForkingInterrupter(PACKAGE)
+    with signals:
+        for instant in range(1, 100_000):
+            first = bindlock.Lock(name)
+            first.acquire()
+            signals.inode, signals.kept = first._binding.inode(), []
+            descriptor = first.detach()
+            lock = bindlock.Lock(name)
+            with fork_guard:
+                lock._binding.hold(descriptor)
+            signals.run(lambda: lock._binding.adopt(descriptor), instant)  # noqa: B023 - it is called here
+            assert lock.held
+            lock.release()
+            assert not any(signals.kept), f"at {signals.raised}"
+            if not signals.raised:
+                break
+    assert instant > 10
+
+
+def stay_forked(child: Child) -> None:
+    child.say("closed")
+    child.hear()
+
+
 @pytest.mark.skipif(numbers_reason is not None, reason=str(numbers_reason))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork and threads of the test runner, since Python 3.12
 def test_a_fork_while_a_lock_is_received(name: str) -> None:
@@ -453,7 +498,8 @@ def test_a_fork_while_a_lock_is_received(name: str) -> None:
         thread = threading.Thread(target=lambda: receiver.receive(theirs))
         thread.start()
         traced.to("sendto")
-        with Child(lambda child: child.hear()) as child:
+        with Child(stay_forked) as child:
+            child.expect("closed")  # the hook has run by then; it does so a moment after the fork
             traced.leave()
             thread.join(DEADLINE)
             sender.expect("has it not")

@@ -295,7 +295,9 @@ def test_no_time(cast: Cast, name: str) -> None:
 
 @pytest.mark.parametrize("grace", [-1, -0.001, float("nan"), float("inf")])
 def test_impossible_graces(cast: Cast, name: str, grace: float) -> None:
-    """A grace that is no number of seconds is an error, and nobody is signalled."""
+    """A grace that is no number of seconds is an error, whether or not the name is free, and nobody is signalled."""
+    with pytest.raises(bindlock.InvalidArgument):
+        bindlock.Lock(name).acquire(replace=grace)
     holder = stubborn(cast, name)
     with pytest.raises(bindlock.InvalidArgument):
         bindlock.Lock(name).acquire(replace=grace)

@@ -125,20 +125,20 @@ class Binding:
         """
         thread = this_thread()
         known, owner = _open.get(descriptor, (None, None))
-        if known is not None and owner is not None:
-            if known is owner.socket and _is_still(known, owner):
-                from errno import EBUSY
+        if known is not None and owner is not None and known is owner.socket and _is_still(known, owner):
+            from errno import EBUSY
 
-                raise OSError(EBUSY, "another lock of this process has it")
-            known.detach()  # what `hold` has written down; or closed behind our back
+            raise OSError(EBUSY, "another lock of this process has it")
         # map() rather than a call: a signal handler that raised just then would have the new object close the lock.
         (own,) = map(socket, (AF_UNIX,), (self.kind,), (0,), (descriptor,))
         try:
+            # At once in place of what `hold` has written down, if it has: no fork finds the descriptor in no hands.
+            _open[descriptor] = own, self
+            if known is not None:
+                known.detach()
             self._check(own)
             set_inheritable(descriptor, False)
             own.setblocking(False)
-            with fork_guard:
-                _open[descriptor] = own, self
             own.listen(BACKLOG)
             self.thread = thread
             self.socket = own

@@ -1,4 +1,4 @@
-"""Queueing at a bound address, asking who listens there, and what becomes of a ticket.
+"""Queueing at a bound address, and asking who listens there.
 
 The kernel's rules (unix(7); net/unix/af_unix.c, Linux 6.12 and 6.18):
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 _FOREVER = float("inf")
 
 
-def run(attempt: Attempt) -> State:
+def run(attempt: Attempt, go_through: Callable[[Attempt], object] | None = None) -> State:
     """Go through the table to one of its ends. Raises `CannotLock` when the kernel refuses to answer."""
     try:
         # Not the loop itself: in CPython 3.13 its last jump backwards, where a signal handler may raise, is no part of
         # the block that it stands in.
-        _go_through(attempt)
+        (go_through or _go_through)(attempt)
     finally:
         try:
             attempt.end()
@@ -81,9 +81,14 @@ def acquire(
                 f"{printable(name.text)} is held by this thread, by another Lock object: without a time-out it would "
                 "wait for itself for ever; release that, or give a time-out"
             )
-    attempt = Attempt(name, binding, Decision(ACQUIRE, time.monotonic(), timeout), waiting=waiting)
+    have(name, binding, Attempt(name, binding, Decision(ACQUIRE, time.monotonic(), timeout), waiting=waiting))
+
+
+def have(name: Name, binding: Binding, attempt: Attempt, go_through: Callable[[Attempt], object] | None = None) -> None:
+    """Have `binding` bound by the attempt; whatever is raised, nothing is bound then."""
+    thread = this_thread()
     try:
-        refuse(name, attempt, run(attempt))
+        refuse(name, attempt, run(attempt, go_through))
     except BaseException:
         if binding.thread is thread and binding.bound:
             binding.close()  # a signal handler has raised after the name was had, and before we could say so

@@ -85,13 +85,15 @@ class Lock:
         * `Untrusted` when the scope does not trust the user who has it;
         * `CannotLock` when it could not be tried: out of descriptors, or forbidden by a policy;
         * `AlreadyHeld` when this object is held by the calling thread, or when it would wait without end for itself;
-        * `InvalidArgument` for a negative time-out, or NaN;
+        * `InvalidArgument` for a negative time-out, NaN, or a grace that is no number of seconds;
         * `CannotSignal` when a holder that is to be replaced is not ours to signal.
 
         Holders that were killed a moment ago are given up to 0.25 s to be gone, whatever the time-out.
         """
         if timeout is not _INHERIT:
             check_timeout(timeout)
+        if replace is not None and not 0 <= replace < float("inf"):
+            raise _invalid(f"a grace of {replace} s makes no sense: give seconds, 0 or more")
         try:
             self._binding.bind()
             return

@@ -70,7 +70,8 @@ class Sighting:
 def in_line(name: Name) -> list[Entry]:
     """The tickets of those who wait for the name, in order. Raises OSError when the kernel cannot be asked."""
     with Diag() as diag:
-        return tickets.waiting(name, diag.bound(tickets.of(name)))
+        start = tickets.stem(name)
+        return tickets.waiting(name, diag.bound(lambda address: address.startswith(start)))
 
 
 def is_bound(name: Name, inode: int) -> bool:

@@ -15,8 +15,7 @@ import errno
 import os
 import time
 
-from bindlock.errors import CannotLock, CannotSignal, Held, InvalidArgument, Untrusted
-from bindlock.linux.binding import this_thread
+from bindlock.errors import CannotLock, CannotSignal, Held, Untrusted
 from bindlock.linux.process import SIGKILL, SIGTERM
 from bindlock.linux.queue import hung_up
 from bindlock.lock import block
@@ -48,30 +47,16 @@ def acquire(
     Raises as `block.acquire` does; `Held`, too, when the holder cannot be seen, is this process, or outlives SIGKILL;
     and `CannotSignal` when it is not ours to signal.
     """
-    if not 0 <= grace < _FOREVER:
-        raise InvalidArgument(f"a grace of {grace} s makes no sense: give seconds, 0 or more")
     begun = time.monotonic()
     try:
-        return block.acquire(name, binding, 0.0)
+        block.acquire(name, binding, 0.0)
+        return
     except Held as held:
         if held.holder is None or held.holder.pid == os.getpid():
             raise
     left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
     attempt = Attempt(name, binding, Decision(ACQUIRE, time.monotonic(), left), waiting=waiting)
-    thread = this_thread()
-    try:
-        try:
-            _replace(name, attempt, grace)
-        finally:
-            try:
-                attempt.end()
-            finally:
-                attempt.end()  # a signal handler has kept us from it, or nothing to do
-        block.refuse(name, attempt, attempt.decision.state)
-    except BaseException:
-        if binding.thread is thread and binding.bound:
-            binding.close()  # a signal handler has raised after the name was had, and before we could say so
-        raise
+    block.have(name, binding, attempt, lambda attempt: _replace(name, attempt, grace))
 
 
 def _replace(name: Name, attempt: Attempt, grace: float) -> None:

@@ -9,6 +9,7 @@ stands in its place.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 
 from bindlock.names import ROOM
 
@@ -105,24 +106,28 @@ def addresses(name: Name) -> Iterator[bytes]:
 
 def waiting(name: Name, entries: Iterable[Entry]) -> list[Entry]:
     """The tickets among `entries` whose owners wait for the name, and may: in order."""
-    is_ticket = of(name)
+    start = stem(name)
     found = [
         entry
         for entry in entries
-        if entry.listening
+        if entry.address.startswith(start)
+        and entry.listening
         and entry.limit  # else it is spent
         and entry.kind == name.kind
-        and is_ticket(entry.address)
+        and number(entry.address) is not None
         and name.trusts(entry.uid)
     ]
-    return sorted(found, key=lambda entry: number(entry.address) or 0)
+    return sorted(found, key=_order)
 
 
 def before(ticket: Binding, queue: list[Entry]) -> bytes | None:
     """The address of the ticket to follow, given those that wait in order; None for the first of them."""
-    own = number(ticket.address) or 0
-    lower = [entry.address for entry in queue if (number(entry.address) or 0) < own]
-    return lower[-1] if lower else None
+    place = bisect_left(queue, number(ticket.address) or 0, key=_order)
+    return queue[place - 1].address if place else None
+
+
+def _order(entry: Entry) -> int:
+    return number(entry.address) or 0
 
 
 def _shortened(tail: bytes, room: int, mark: bytes) -> bytes:
