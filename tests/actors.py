@@ -140,6 +140,22 @@ class Child(process.Child):
         super()._confess(error)
 
 
+#: A command that says "in" when it is alone, or "two" when another is, which has a record lock of its own on the file
+#: that is its argument. It stays until its standard input ends.
+WITNESS = (
+    sys.executable, "-I", "-S", "-c",
+    """
+import fcntl, os, sys
+try:
+    fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.write(1, b"in\\n")
+except OSError:
+    os.write(1, b"two\\n")
+sys.stdin.read()
+""",
+)  # fmt: skip
+
+
 def until(condition: Callable[[], object], deadline: float = DEADLINE) -> None:
     """Ask again and again, for what the kernel tells but sends no event for; fails the test after the deadline."""
     end = time.monotonic() + deadline

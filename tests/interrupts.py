@@ -101,3 +101,12 @@ class Interrupter:
         self._pending = False
         self.raised.append((frame.f_code, frame.f_lasti))
         raise Interrupted
+
+
+def raised_by(function: Callable[[], object]) -> BaseException | None:
+    """What a function raises; None when it returns."""
+    try:
+        function()
+    except BaseException as error:  # noqa: BLE001 - compared by the tests
+        return error
+    return None

@@ -104,7 +104,25 @@ def switches(pid: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
 
 
-class Member(Child):
+class Contender(Child):
+    """A process that reaches for a name when told to, holds it until told to let go, and says so."""
+
+    def go(self) -> None:
+        """Have it reach for the name."""
+        self.say("go")
+
+    def join(self) -> None:
+        """The same, and wait until it sleeps in a queue."""
+        self.go()
+        until(lambda: queued(self.pid))
+
+    def let_go(self) -> None:
+        """Have it release the name, and wait until it has."""
+        self.say("let go")
+        self.expect("released")
+
+
+class Member(Contender):
     """A process that waits for a name when told to, holds it until told to let go, and stays.
 
     `patience` is how long it waits behind a ticket before it tries the name by itself; for ever unless that is said,
@@ -122,13 +140,17 @@ class Member(Child):
             lock = bindlock.Lock(name, scope=scope)
             descriptors = len(os.listdir("/proc/self/fd"))
             child.hear()
+            outcome = "held"
             try:
                 _mark()
                 lock.acquire(timeout)
             except (bindlock.Held, KeyboardInterrupt) as error:
+                outcome = type(error).__name__
+            # Not before the traceback is gone, which may be the last to refer to a socket.
+            if outcome != "held":
                 assert not lock.held
                 assert len(os.listdir("/proc/self/fd")) == descriptors, "descriptors left open"
-                child.say(type(error).__name__)
+                child.say(outcome)
             else:
                 child.say("held")
                 child.hear()
@@ -139,20 +161,6 @@ class Member(Child):
             child.hear()
 
         super().__init__(body)
-
-    def go(self) -> None:
-        """Have it reach for the name."""
-        self.say("go")
-
-    def join(self) -> None:
-        """The same, and wait until it sleeps in a queue."""
-        self.go()
-        until(lambda: queued(self.pid))
-
-    def let_go(self) -> None:
-        """Have it release the name, and wait until it has."""
-        self.say("let go")
-        self.expect("released")
 
 
 class Call:

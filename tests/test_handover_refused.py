@@ -17,6 +17,7 @@ import bindlock.lock.handover
 from bindlock.names import parse
 from tests.actors import DEADLINE, Child, bindable
 from tests.conftest import needs_root
+from tests.interrupts import raised_by
 from tests.steps import limit_descriptors
 from tests.test_handover import connected
 
@@ -28,20 +29,11 @@ if TYPE_CHECKING:
 NOBODY = 65534
 
 
-def attempt(function: Callable[[], object]) -> BaseException | None:
-    """What it raises."""
-    try:
-        function()
-    except BaseException as error:  # noqa: BLE001 - compared by the test
-        return error
-    return None
-
-
 @contextmanager
 def at_the_other_end(function: Callable[[], object]) -> Iterator[list[BaseException | None]]:
     """A thread does that while the block runs; at its end, what it raised."""
     outcome: list[BaseException | None] = []
-    thread = threading.Thread(target=lambda: outcome.append(attempt(function)))
+    thread = threading.Thread(target=lambda: outcome.append(raised_by(function)))
     thread.start()
     yield outcome
     thread.join(DEADLINE)
@@ -153,7 +145,7 @@ def test_one_descriptor_is_adopted_once(name: str) -> None:
     """Two locks of one process never have the same socket, by whatever door it comes."""
     with bindlock.Lock(name) as lock:
         other = bindlock.Lock(name)
-        refusal = attempt(lambda: other.adopt(lock.fileno()))
+        refusal = raised_by(lambda: other.adopt(lock.fileno()))
         other.detach()
         assert isinstance(refusal, bindlock.BindlockError)
         assert lock.held

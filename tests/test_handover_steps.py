@@ -27,7 +27,7 @@ from bindlock.linux import passing
 from bindlock.linux.binding import fork_guard
 from bindlock.names import parse
 from tests.actors import DEADLINE, Child, bindable, until
-from tests.interrupts import Interrupted, Interrupter
+from tests.interrupts import Interrupted, Interrupter, raised_by
 from tests.steps import _MARK, Call, Traced, numbers_reason, queued
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ class Stage:
         sender.acquire()
         other = next(side for side in does if side != which)
         outcome: list[type] = []
-        thread = threading.Thread(target=lambda: outcome.append(type(attempt(does[other]))))
+        thread = threading.Thread(target=lambda: outcome.append(type(raised_by(does[other]))))
         thread.start()
         error = signals.run(does[which], *instants)
         places = [f"{code.co_qualname}+{at}" for code, at in signals.raised]
@@ -348,15 +348,6 @@ class Stage:
         assert not lost, f"interrupted at {places}, the {lost} still has the number of a descriptor that is closed"
         assert not [number for number in left if os.path.exists(f"/proc/self/fd/{number}")]
         return held
-
-
-def attempt(function: Callable[[], object]) -> BaseException | None:
-    """What it raises."""
-    try:
-        function()
-    except BaseException as error:  # noqa: BLE001 - compared by the test
-        return error
-    return None
 
 
 @contextmanager

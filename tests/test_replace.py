@@ -5,10 +5,8 @@ And the rest of what ``bindlock run`` does when others run: so many at a time (`
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
-import io
 import itertools
 import os
 import re
@@ -16,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -27,13 +24,12 @@ import pytest
 
 import bindlock
 import bindlock.names
-from bindlock.cli import commands
-from bindlock.cli.run import GRACE, Plan, scan
+from bindlock.cli.run import GRACE
 from bindlock.proof.process import state
-from tests.actors import DEADLINE, Child, bindable, bindlock_command, until
+from tests.actors import DEADLINE, WITNESS, Child, bindable, bindlock_command, until
 from tests.conftest import descriptors, needs_root
 from tests.interrupts import Interrupted, Interrupter
-from tests.test_run import NOBODY, USER, await_cat, is_command, run, waiters
+from tests.test_run import NOBODY, USER, await_cat, is_command, planned, run, waiters
 
 if TYPE_CHECKING:
     from tests.actors import Actor, Cast
@@ -231,18 +227,6 @@ def test_the_last_to_come_has_it(cast: Cast, name: str, grace: float) -> None:
     assert holder_of(name) == last.pid
 
 
-#: Says that it is alone, or "two" when another is there, which has a record lock of its own on the file.
-WITNESS = """
-import fcntl, os, sys
-try:
-    fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.write(1, b"in\\n")
-except OSError:
-    os.write(1, b"two\\n")
-sys.stdin.read()
-"""
-
-
 def one_is_left(actors: list[Actor]) -> bool:
     return sum(actor.process.poll() is None for actor in actors) == 1
 
@@ -250,7 +234,7 @@ def one_is_left(actors: list[Actor]) -> bool:
 def test_many_at_once(cast: Cast, name: str, long: bool) -> None:
     """Of many that replace each other at once one is left, which has the name; never two have it."""
     file = os.memfd_create("witness")
-    command = (sys.executable, "-I", "-S", "-c", WITNESS, str(file))
+    command = (*WITNESS, str(file))
     try:
         for _ in range(10 if long else 2):
             actors = [
@@ -541,26 +525,6 @@ def test_refused(cast: Cast, name: str) -> None:
 
 
 # Its command line.
-
-
-def planned(*arguments: str) -> Plan:
-    """The plan for a command line, by the quick parser if it has one; click's must be the same."""
-    plans: list[Plan] = []
-
-    def take_down(self: Plan) -> int:
-        plans.append(self)
-        return 0
-
-    words = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
-        patch.setattr(Plan, "carry_out", take_down)
-        status = commands.main(["run", *arguments])
-    assert plans, f"status {status}: {words.getvalue()}"
-    quick = scan(list(arguments))
-    if quick is not None:
-        for field in Plan.__slots__:
-            assert getattr(quick, field) == getattr(plans[0], field)
-    return plans[0]
 
 
 ORDERS = list(itertools.permutations([("--replace",), ("-q",), ("-w", "5"), ("--scope", "host")]))

@@ -413,6 +413,26 @@ WORDS = st.one_of(
 )
 
 
+def planned(*arguments: str) -> Plan:
+    """The plan for a command line, by the quick parser if it has one; click's must be the same."""
+    plans: list[Plan] = []
+
+    def take_down(self: Plan) -> int:
+        plans.append(self)
+        return 0
+
+    words = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
+        patch.setattr(Plan, "carry_out", take_down)
+        status = commands.main(["run", *arguments])
+    assert plans, f"status {status}: {words.getvalue()}"
+    quick = scan(list(arguments))
+    if quick is not None:
+        for field in Plan.__slots__:
+            assert getattr(quick, field) == getattr(plans[0], field)
+    return plans[0]
+
+
 @given(st.lists(WORDS, max_size=8))
 @example(["--scope", "moon", "name", "command"])
 @example(["-w", "-1", "name", "command"])
@@ -422,22 +442,8 @@ WORDS = st.one_of(
 @settings(max_examples=500, deadline=None, database=None)
 def test_both_parsers_agree(arguments: list[str]) -> None:
     """What the quick parser understands it understands as click does; all else it leaves to click."""
-    plan = scan(arguments)
-    if plan is None:
-        return
-    planned: list[Plan] = []
-
-    def take_down(self: Plan) -> int:
-        planned.append(self)
-        return 0
-
-    words = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
-        patch.setattr(Plan, "carry_out", take_down)
-        commands.main(["run", *arguments])
-    assert planned, f"scan has a plan, where click says {words.getvalue()!r}"
-    for field in Plan.__slots__:
-        assert getattr(plan, field) == getattr(planned[0], field)
+    if scan(arguments) is not None:
+        planned(*arguments)
 
 
 def test_spellings_are_those_of_click() -> None:

@@ -25,7 +25,7 @@ import bindlock.names
 from bindlock.linux.diag import Diag
 from bindlock.linux.supervise import supervise
 from bindlock.proof.process import state
-from tests.actors import DEADLINE, Child, bindable, bindlock_command, until
+from tests.actors import DEADLINE, WITNESS, Child, bindable, bindlock_command, until
 from tests.conftest import needs_root
 from tests.terminal import CTRL_C, Terminal
 from tests.test_run import (
@@ -593,17 +593,6 @@ def test_the_command_is_the_first_process(cast: Cast, name: str) -> None:
 
 # Killed.
 
-#: Says that it is in, or "two" when another is, which has a record lock of its own on the file.
-WITNESS = """
-import fcntl, os, sys
-try:
-    fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.write(1, b"in\\n")
-except OSError:
-    os.write(1, b"two\\n")
-sys.stdin.read()
-"""
-
 
 def is_bound(name: str) -> bool:
     """Whether somebody has the name: without a try that could be in the way of another's."""
@@ -641,7 +630,7 @@ def test_killed(cast: Cast, name: str, long: bool, seed: int) -> None:
     chance = random.Random(seed)
     rounds = 1000 if long else 100
     file = os.memfd_create("witness")
-    witness = (sys.executable, "-I", "-S", "-c", WITNESS, str(file))
+    witness = (*WITNESS, str(file))
     told, slowest = 0, 0.0
     try:
         for turn in range(rounds):
@@ -675,7 +664,7 @@ def test_killed(cast: Cast, name: str, long: bool, seed: int) -> None:
 def test_killed_with_others_waiting(cast: Cast, name: str, long: bool) -> None:
     """One after the other is killed while the next waits: each runs alone, in order."""
     file = os.memfd_create("witness")
-    witness = (sys.executable, "-I", "-S", "-c", WITNESS, str(file))
+    witness = (*WITNESS, str(file))
     try:
         now = start(cast, name, *witness, pass_fds=(file,))
         now.expect("in")
