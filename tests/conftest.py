@@ -23,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the stress tests in their long form")
 
 
+def pytest_collection_finish() -> None:
+    """The collector looks at what the tests make, twice at each: not every time at all their libraries, too."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether the stress tests were asked for in their long form."""
