@@ -38,22 +38,33 @@ if TYPE_CHECKING:
 NEVER = 600.0
 #: Holds a name, and says which signals it gets; does what argument 2 says at SIGTERM. At a line it exits.
 STUBBORN = """
-import os, signal, sys, bindlock
-lock = bindlock.Lock(sys.argv[1])
-def term(number, frame):
+def at_term():
     os.write(1, b"term\\n")
     if sys.argv[2] == "release":
         lock.release()
-signal.signal(signal.SIGTERM, term)
 lock.acquire()
-print("held", flush=True)
-sys.stdin.readline()
+os.write(1, b"held\\n")
+await_line(at_term)
+"""
+#: What it and others begin with. A handler is no way to answer: a signal that comes right before a system call has it
+#: run when that returns.
+ANSWERING = """
+import os, select, signal, sys, bindlock
+lock = bindlock.Lock(sys.argv[1])
+arrived, arrival = os.pipe2(os.O_NONBLOCK)
+signal.set_wakeup_fd(arrival)
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+def await_line(at_term):
+    while 0 not in select.select([0, arrived], [], [])[0]:
+        for _ in os.read(arrived, 64):
+            at_term()
+    return os.read(0, 64)
 """
 
 
 def stubborn(cast: Cast, name: str, what: str = "ignore") -> Actor:
     """A process that holds a name and does not end by SIGTERM."""
-    actor = cast.python(STUBBORN, name, what)
+    actor = cast.python(ANSWERING + STUBBORN, name, what)
     actor.expect("held")
     return actor
 
@@ -195,15 +206,15 @@ def test_who_waits_first_is_ended_too(cast: Cast, name: str) -> None:
     holder = stubborn(cast, name)
     before: list[Actor] = []
     while len(before) < 2:
-        before.append(cast.python(STUBBORN, name, "release"))
+        before.append(cast.python(ANSWERING + STUBBORN, name, "release"))
         until(lambda: waiters(name) == len(before))
     us = replacing(cast, name, f"--replace={NEVER:g}")
     until(lambda: us.pid in waiting(name))
     holder.expect("term")
     holder.write()
     for actor in before:
-        if actor.read() == "held":  # else SIGTERM has come before it could say so
-            actor.expect("term")
+        actor.expect("held")
+        actor.expect("term")
     await_cat(us)
     assert holder_of(name) == us.pid
 
@@ -331,21 +342,19 @@ def test_an_interrupted_one_leaves_nothing(cast: Cast, name: str) -> None:
 
 #: Releases its name at SIGTERM, and has it again at each line.
 AGAIN = """
-import os, signal, sys, bindlock
-lock = bindlock.Lock(sys.argv[1])
-signal.signal(signal.SIGTERM, lambda number, frame: lock.held and lock.release())
-while True:
+line = b"go"
+while line:
     if not lock.held:
         lock.acquire()
     os.write(1, b"held\\n")
-    sys.stdin.readline()
+    line = await_line(lambda: lock.held and lock.release())
 """
 
 
 def test_interrupted_at_every_instant(cast: Cast, name: str, long: bool) -> None:
     """Wherever an exception comes from a signal handler, either we have the name, and say so, or nothing of us is left
     in any queue, nor any descriptor."""
-    holder = cast.python(AGAIN, name)
+    holder = cast.python(ANSWERING + AGAIN, name)
     lock = bindlock.Lock(name)
     holder.expect("held")
     lock.acquire(replace=NEVER)  # loads what there is to load
