@@ -29,6 +29,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # plugins that are loaded now may ask the collector who refers to what
+
+
 @pytest.fixture
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether the stress tests were asked for in their long form."""

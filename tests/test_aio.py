@@ -929,7 +929,7 @@ def test_signal_handlers_that_raise(name: str, backend: str, contended: bool, lo
     instant = 0
     with Interrupter(PACKAGE) as interrupter:
         while not instant or interrupter.raised:
-            instant += 1 if long or not contended else 3
+            instant += 1 if long else random.randint(1, 5)
             error = interrupter.run(main, instant)
             # Not always Interrupted: anyio's own scopes raise RuntimeError when they are interrupted.
             assert (error is not None) == bool(interrupter.raised), f"{instant}: {error!r}"

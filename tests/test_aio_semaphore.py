@@ -498,7 +498,7 @@ def test_signal_handlers_that_raise(name: str, backend: str, contended: bool, lo
     with Semaphore(name, slots=2), Interrupter(PACKAGE) as interrupter:
         others = sockets(name)
         while not instant or interrupter.raised:
-            instant += 1 if long or not contended else random.randint(1, 5)
+            instant += 1 if long else random.randint(1, 7)
             if contended:
                 other.acquire()
             error = interrupter.run(main, instant)

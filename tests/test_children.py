@@ -40,7 +40,7 @@ def test_no_child_has_it(name: str) -> None:
 
         child = Child(body)
         child.expect("False")
-    with child, started:
+    with started, child:  # in this order: the child has the other end of the input, too
         assert bindable(name)
 
 

@@ -196,7 +196,7 @@ def storm(cast: Cast, name: str, seed: int, seconds: float, slots: int, seen: in
 
 def test_a_storm(cast: Cast, name: str, seed: int, long: bool) -> None:
     """However processes are killed, stopped, interrupted and forked, there are never more than three inside."""
-    violations, done = storm(cast, name, seed, 600 if long else 15, 3, 3)
+    violations, done = storm(cast, name, seed, 600 if long else 8, 3, 3)
     print(done)
     assert violations == []
     assert done["errors"] == 0
