@@ -21,21 +21,52 @@ from benchmarks.peers import LOCKS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
 
 _DEADLINE = 60.0
 
 
-class Actor:
-    """One such process, kept to `processors` if any are given; ended and reaped with the `with` block."""
+class Program:
+    """A Python module that runs, reads lines and answers with lines; ended and reaped with the `with` block."""
 
-    def __init__(self, kind: str, path: str, processors: set[int] | None = None) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.actor", kind, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
+            [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self.pid = self._process.pid
+
+    def write(self, command: str) -> None:
+        """Have it do something."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command.encode() + b"\n")
+
+    def read_line(self) -> bytes:
+        """Its answer."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"{self._process.args!r} has ended"
+        return line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # which ends it, unless it waits for a lock
+        if error is not None:
+            self._process.kill()
+        self._process.wait(_DEADLINE)
+        self._process.stdout.close()
+
+
+class Actor(Program):
+    """One such process, kept to `processors` if any are given."""
+
+    def __init__(self, kind: str, path: str, processors: set[int] | None = None) -> None:
+        super().__init__("benchmarks.actor", kind, path)
         self.read()
         if processors:
             os.sched_setaffinity(self.pid, processors)
@@ -44,17 +75,9 @@ class Actor:
         #: The system call it sleeps in when it has nothing to do.
         self._idle = idle
 
-    def write(self, command: str) -> None:
-        """Have it do something."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(command.encode() + b"\n")
-
     def read(self) -> int:
         """Its answer."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"{self._process.args!r} has ended"
-        return int(line)
+        return int(self.read_line())
 
     def ask(self, command: str) -> int:
         """Have it do something, and wait for the answer."""
@@ -67,20 +90,6 @@ class Actor:
         while _blocked_in(self.pid) in (None, self._idle):
             assert time.monotonic() < deadline, f"{self._process.args!r} does not wait"
             os.sched_yield()
-
-    def __enter__(self) -> Actor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()  # which ends it, unless it waits for the lock
-        if error is not None:
-            self._process.kill()
-        self._process.wait(_DEADLINE)
-        self._process.stdout.close()
 
 
 def _blocked_in(pid: int) -> tuple[str, ...] | None:

@@ -18,20 +18,19 @@ import itertools
 import json
 import mmap
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from signal import SIGKILL
 
 import bindlock
+from benchmarks.actor import Program
 from benchmarks.peers import LOCKS, OURS, name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Any, Never
+    from typing import Never
 
 _DEADLINE = 120.0
 #: Seconds between two looks at whether one sleeps, and whether all have had it: who looks takes a processor.
@@ -64,39 +63,17 @@ class Drain:
         return sum(number == place for place, number in enumerate(self.order, 1))
 
 
-class Line:
-    """The process that forks those who wait for one kind of lock; ended and reaped with the `with` block."""
+class Line(Program):
+    """The process that forks those who wait for one kind of lock."""
 
     def __init__(self, kind: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.order", kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-        self._read()
+        super().__init__("benchmarks.order", kind)
+        self.read_line()
 
     def drain(self, count: int, ending: str = "release", *, chain: bool = False) -> Drain:
         """Have so many wait, and let them have it; `ending` is ``release``, or ``SIGKILL`` for every holder."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([count, ending, chain]).encode() + b"\n")
-        return Drain(**self._read())
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"{self._process.args!r} has ended"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()  # which ends it when its line is at an end
-        self._process.wait(_DEADLINE)
-        self._process.stdout.close()
+        self.write(json.dumps([count, ending, chain]))
+        return Drain(**json.loads(self.read_line()))
 
 
 class _Waiters:

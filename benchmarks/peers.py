@@ -37,6 +37,14 @@ def bindlock_with_timeout(path: str) -> Pair:
     return lock.acquire, lock.release
 
 
+def bindlock_never(path: str) -> Pair:
+    """Ours, where no child can have it: in a descriptor table of its own, made for each acquire."""
+    import bindlock
+
+    lock = bindlock.Lock(name_of(path), children="never")
+    return lock.acquire, lock.release
+
+
 def bare(path: str) -> Pair:
     """Do the system calls by which ours waits, in the shortest Python that does the same."""
     import _socket
@@ -120,6 +128,7 @@ def fasteners_lock(path: str) -> Pair:
 
 
 OURS = "bindlock"
+NEVER = 'bindlock, children="never"'
 LOCKS: dict[str, Callable[[str], Pair]] = {
     OURS: bindlock_lock,
     "bare system calls": bare,
@@ -128,4 +137,5 @@ LOCKS: dict[str, Callable[[str], Pair]] = {
     "portalocker": portalocker_lock,
     "fasteners": fasteners_lock,
     "bindlock with a time-out": bindlock_with_timeout,
+    NEVER: bindlock_never,
 }

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 from benchmarks import peers
-from benchmarks.result import Row, at_least, at_most
+from benchmarks.result import Row, at_least, at_most, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 TITLE = "acquire and release, uncontended"
 LIMITS = {"filelock": 8.0, "portalocker": 2.3, "fasteners": 2.3, "flock(2)": None}
+_NEVER_LIMIT = 300e-6
 _BATCH_SECONDS = 0.004
 
 
@@ -37,7 +40,15 @@ def measure(quick: bool) -> list[Row]:
             times.setdefault(kind, []).extend(values)
     ours = times[peers.OURS]
     rows = [at_most(TITLE, ours, "socket, bind, listen, close", times["bare system calls"], 1.3)]
-    return rows + [at_least(TITLE, ours, kind, times[kind], limit) for kind, limit in LIMITS.items()]
+    rows += [at_least(TITLE, ours, kind, times[kind], limit) for kind, limit in LIMITS.items()]
+    return [*rows, _never(times)]
+
+
+def _never(times: dict[str, list[float]]) -> Row:
+    row = at_most(f'{TITLE}, children="never"', times[peers.NEVER], 'children="drop"', times[peers.OURS])
+    return replace(
+        row, target=f"≤ {seconds(_NEVER_LIMIT)}", reached=statistics.median(times[peers.NEVER]) <= _NEVER_LIMIT
+    )
 
 
 def _bare_cycles(path: str) -> Callable[[int], float]:
@@ -73,7 +84,9 @@ def _cycles(kind: str, path: str) -> Callable[[int], float]:
 
 
 def _time_all(scratch: str, batches: int) -> dict[str, list[float]]:
-    timers = {kind: _cycles(kind, f"{scratch}/{number}") for number, kind in enumerate([peers.OURS, *LIMITS])}
+    timers = {
+        kind: _cycles(kind, f"{scratch}/{number}") for number, kind in enumerate([peers.OURS, peers.NEVER, *LIMITS])
+    }
     timers["bare system calls"] = _bare_cycles(f"{scratch}/bare")
     counts = {kind: max(1, int(_BATCH_SECONDS / timer(200))) for kind, timer in timers.items()}
     times: dict[str, list[float]] = {kind: [] for kind in timers}

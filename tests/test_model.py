@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 MODEL = Path(__file__).parent.parent / "docs" / "tickets.pml"
 Check = Callable[..., str]
 

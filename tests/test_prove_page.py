@@ -397,6 +397,7 @@ _BEYOND = """
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_overflows_but_the_matrix_in_its_box(browser: Browser, file: Path, width: int) -> None:
     browser.width(width)
@@ -420,6 +421,7 @@ def test_nothing_overflows_but_the_matrix_in_its_box(browser: Browser, file: Pat
     assert browser.value("(e => e.scrollWidth <= e.clientWidth)(document.querySelector(':popover-open'))")
 
 
+@pytest.mark.once
 def test_cell_opens_and_closes_by_keyboard(browser: Browser, file: Path) -> None:
     browser.width(1280)
     browser.open(file)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import bindlock
+import bindlock.lock.replace  # before we become somebody who may not be able to read it
 import bindlock.names
 from bindlock.cli.run import GRACE
 from bindlock.proof.process import state

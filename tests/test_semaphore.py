@@ -259,9 +259,9 @@ def test_two_wake_up_at_a_release(name: str) -> None:
             waiting.pop(0)
 
 
-def test_two_hundred(name: str) -> None:
-    """Two hundred who wait for three slots all have one, in order; three at a time but for those who come and go."""
-    count = 200
+def test_a_hundred(name: str) -> None:
+    """A hundred who wait for three slots all have one, in order; three at a time but for those who come and go."""
+    count = 100
     heard, said = os.pipe()
     go = os.eventfd(0, os.EFD_SEMAPHORE)
     pids = []
