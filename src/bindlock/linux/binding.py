@@ -80,11 +80,14 @@ class Binding:
         """Whether this process has the socket, as far as Python knows (no system call)."""
         return self.socket is not None and self.socket.fileno() >= 0
 
-    def bind(self) -> None:
+    def bind(self, spare: "list[socket] | None" = None) -> None:
         """Take the name, with the system calls socket, bind, listen.
 
         Raises OSError: EADDRINUSE when it is taken, anything else when it could not be tried. Whatever is raised,
         also by a signal handler and at whatever instant, nothing is bound afterwards.
+
+        `spare` is for who tries again: there is the socket between two tries, so that only the first has to make it.
+        In the end its owner must `discard` what is there.
         """
         if self.socket is not None and self.socket.fileno() >= 0:
             # In this network namespace the kernel would say the same; a process can move to another.
@@ -92,22 +95,28 @@ class Binding:
 
             raise OSError(EADDRINUSE, "bound already")
         thread = this_thread()
-        own = None
+        own = spare[0] if spare else None
         number = -1
         try:
-            with fork_guard:
-                own = socket(AF_UNIX, self.kind | FLAGS)
-                number = own.fileno()
-                if number in _open:  # it was closed behind our back, or the kernel would not give out its number
-                    _open[number][0].detach()
-                _open[number] = own, self
+            if own is None or own.fileno() < 0:  # the at-fork hook has closed it
+                with fork_guard:
+                    own = socket(AF_UNIX, self.kind | FLAGS)
+                    number = own.fileno()
+                    if number in _open:  # it was closed behind our back, or the kernel would not give out its number
+                        _open[number][0].detach()
+                    _open[number] = own, self
+                    if spare is not None:
+                        spare[:] = (own,)
             own.bind(self.address)
             if self.kind == SOCK_STREAM:
                 own.listen(BACKLOG)
             self.thread = thread
             self.socket = own
+            if spare:
+                spare.clear()
         except BaseException:
-            if own is not None:
+            # What is not bound is left to the owner of `spare`. So is what is, when a handler raises in here again.
+            if own is not None and not (spare and own.getsockname() == ""):
                 try:
                     with fork_guard:
                         own.close()
@@ -211,6 +220,15 @@ class Binding:
                 carrier.close()
         ticket.close()
 
+    def discard(self, spare: "list[socket]") -> None:
+        """Close what `bind` has left. To be called again when interrupted."""
+        for own in spare:
+            number = own.fileno()
+            own.close()
+            if number in _open and _open[number][0] is own:
+                del _open[number]
+        spare.clear()
+
     def detach(self) -> int:
         """Forget the socket and leave it open, for as long as the process lives; the descriptor's number, or -1."""
         own = self.socket
@@ -301,7 +319,8 @@ def this_thread() -> object:
 
 def _drop_in_child() -> None:
     for number, (own, binding) in list(_open.items()):
-        if not binding.share:
+        # What is shared, too, when it is not bound, or its owner is a thread that the child does not have.
+        if not binding.share or binding.socket is not own:
             if _is_still(own, binding):
                 own.close()
             else:

@@ -29,6 +29,8 @@ from bindlock.linux.table import WORKBENCH, Request, current, end_idle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
+
     from bindlock.linux.table import Step, Steps, Table
 
 _AT_EMPTY_PATH, _STATX_INO, _STATX_BYTES, _STATX_INO_AT = 0x1000, 0x100, 256, 32
@@ -96,8 +98,8 @@ class PrivateBinding(Binding):
         """Whether this process has the socket, as far as Python knows (no system call)."""
         return self._claim is not None and self._claim.open
 
-    def bind(self) -> None:
-        """Take the name, with the system calls socket, bind, listen.
+    def bind(self, spare: list[socket] | None = None) -> None:  # noqa: ARG002
+        """Take the name, with the system calls socket, bind, listen. Nothing is spared here: all are one request.
 
         Raises OSError: EADDRINUSE when it is taken; `PrivateTableRefused` when no private descriptor table can be had;
         anything else when it could not be tried. Whatever is raised, also by a signal handler and at whatever instant,

@@ -109,8 +109,8 @@ def those_hung_up(connections: list[socket]) -> list[socket]:
     return [connection for connection in connections if connection.fileno() in ended]
 
 
-def is_followed(ticket: socket) -> bool:
-    """Whether somebody is, or was, queued at a listening socket of ours."""
+def arrivals(listener: socket) -> poll:
+    """What tells, by `poll(0)`, whether somebody is, or was, queued at a listening socket of ours."""
     poller = poll()
-    poller.register(ticket, POLLIN)
-    return bool(poller.poll(0))
+    poller.register(listener, POLLIN)
+    return poller

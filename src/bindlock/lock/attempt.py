@@ -1,8 +1,8 @@
 """One attempt at a name: carries out what `bindlock.lock.decide` says, but for sleeping, which is the drivers' affair.
 
-An attempt owns, beside the lock's own socket: its ticket; its connection to the ticket before, or to the holder (its
-*place*); and while it is the first, the name of the head. All are gone on every way out. What a signal handler raises
-after the name was had, and before the caller knows, makes the driver give the name back.
+An attempt owns, beside the lock's own socket, bound or not yet: its ticket; its connection to the ticket before, or to
+the holder (its *place*); and while it is the first, the name of the head. All are gone on every way out. What a signal
+handler raises after the name was had, and before the caller knows, makes the driver give the name back.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from bindlock.errors import CannotLock
-from bindlock.linux.queue import is_followed, peer_uid, queue
+from bindlock.linux.queue import arrivals, peer_uid, queue
 from bindlock.lock import tickets
 from bindlock.lock.holder import identify
 from bindlock.lock.look import NO_DIAG, in_line, is_bound, look
@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Callable
+    from select import poll
 
     from bindlock.linux.binding import Binding
     from bindlock.lock.decide import Decision, Event, State
@@ -54,6 +55,9 @@ class Attempt:
         #: The connections, to the ticket before or to the holder, whose hang-up is waited for; none without a place.
         self.places: list[socket] = []
         self.ticket: Binding | None = None
+        #: The lock's own socket while it is not bound. What can be done before we are woken is: the name is free then.
+        self.spare: list[socket] = []
+        self._followers: poll | None = None
         #: Bound while we are the first in the queue.
         self.head: Binding | None = None
         self._name = name
@@ -85,6 +89,8 @@ class Attempt:
         self._drop_ticket()
         self._leave_queue()
         self._drop_head()
+        if self._binding is not None:
+            self._binding.discard(self.spare)
 
     def holder(self) -> Holder | None:
         """Who was in the way when last looked; None when that cannot be seen."""
@@ -102,7 +108,7 @@ class Attempt:
         if self.decision.state == "CLAIM":
             self._leave_queue()  # its descriptor may be the last that we are allowed
         try:
-            self._binding.bind()
+            self._binding.bind(self.spare)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -113,8 +119,8 @@ class Attempt:
         return "claimed"
 
     def _is_followed(self) -> bool:
-        own = self.ticket.socket if self.ticket is not None else None
-        return own is None or is_followed(own)  # a private socket is asked by `stow`, in one go with the rest
+        # A private socket is asked by `stow`, in one go with the rest.
+        return self._followers is None or bool(self._followers.poll(0))
 
     def _take_ticket(self) -> Event:
         self._tell()
@@ -142,6 +148,8 @@ class Attempt:
             self.ticket = type(self._binding)(address, self._name.kind, False)
             try:
                 self.ticket.bind()
+                own = self.ticket.socket
+                self._followers = arrivals(own) if own is not None else None
                 return
             except OSError as error:
                 self.ticket = None
@@ -231,11 +239,11 @@ class Attempt:
             self.places.pop().close()
 
     def _drop_head(self) -> None:
-        if self.head is not None and self.head.bound:
+        if self.head is not None:
             self.head.close()
         self.head = None
 
     def _drop_ticket(self) -> None:
-        if self.ticket is not None and self.ticket.bound:
+        if self.ticket is not None:
             self.ticket.close()
         self.ticket = None

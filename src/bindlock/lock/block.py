@@ -39,8 +39,12 @@ def run(attempt: Attempt, go_through: Callable[[Attempt], object] | None = None)
                 if ticket is not None and ticket.socket is not None:
                     ticket.socket.close()
             finally:
-                if head is not None and head.socket is not None:
-                    head.socket.close()
+                try:
+                    if head is not None and head.socket is not None:
+                        head.socket.close()
+                finally:
+                    if attempt.spare:
+                        attempt.spare[0].close()
     return attempt.decision.state
 
 

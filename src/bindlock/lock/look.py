@@ -17,7 +17,7 @@ import time
 from bindlock.linux import process
 from bindlock.linux.binding import bindings
 from bindlock.linux.diag import Diag, Entry
-from bindlock.linux.queue import Peer, is_followed, queue, signal_peer
+from bindlock.linux.queue import Peer, arrivals, queue, signal_peer
 from bindlock.lock import tickets
 
 TYPE_CHECKING = False
@@ -112,7 +112,7 @@ def is_wanted(name: Name, binding: Binding) -> bool:
     except OSError as error:
         if error.errno not in NO_DIAG:
             raise
-        return binding.socket is not None and is_followed(binding.socket)
+        return binding.socket is not None and bool(arrivals(binding.socket).poll(0))
     return False
 
 

@@ -117,7 +117,7 @@ class SlotAttempt(Attempt):
     def _bind(self, number: int) -> bool:
         self.slot.address = self._slots.address(number)
         try:
-            self.slot.bind()
+            self.slot.bind(self.spare)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
