@@ -32,13 +32,13 @@ def measure(quick: bool) -> list[Row]:
         ours, bare = (stack.enter_context(Line(kind)) for kind in (OURS, _BARE))
         ours.drain(SOME)
         longest = SOME if quick else MANY
-        drains = _drain_all(ours, longest, 3 if quick else 5)
+        drains = _drain_all(ours, longest, 2 if quick else 5)
         rows = [_wake_ups(count, drains[count]) for count in drains]
         rows.append(_processor(longest, drains))
         killed = [ours.drain(longest, "SIGKILL") for _ in range(1 if quick else 3)]
         rows += [_order("released by each", drains[longest]), _order("every holder SIGKILLed", killed)]
         for ending in ("release", "SIGKILL"):
-            rows += _next_holder(ours, bare, ending, longest, 1 if quick else 3)
+            rows += _next_holder(ours, bare, ending, longest, 1 if quick else 2)
     return rows + _beside(1 if quick else 5)
 
 

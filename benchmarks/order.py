@@ -5,6 +5,10 @@ forks those who wait. Each is seen to sleep in the system call that its kind of 
 bindlock is asked for its queue, too, and who was in it at which place is the order of arrival. Everybody writes the
 time at which he has the lock into memory shared by all, so that nothing but the lock wakes anybody up.
 
+A forked process has its parent's memory until it writes to it, and then each page costs a page fault and a copy, more
+than all that is to be measured. One that was started by itself has memory of its own. So all of them rehearse before
+the first one comes: each waits, is followed, and has a lock, with children of its own for the others.
+
 All of a line want one lock: it has one queue. In a *chain* each wants the lock of the one before him: there are as many
 queues, of one process each, among as many other processes that have slept for as long. A processor has forgotten a
 process that sleeps, whatever it sleeps for, and that takes longer than anything a lock does.
@@ -30,7 +34,6 @@ from benchmarks.peers import LOCKS, OURS, name_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Never
 
 _DEADLINE = 120.0
 #: Seconds between two looks at whether one sleeps, and whether all have had it: who looks takes a processor.
@@ -38,6 +41,7 @@ _LOOK = 0.0002
 _SELDOM = 0.002
 #: A process that has been seen so often in a row in one system call sleeps in that.
 _OFTEN = 50
+_NUMBER_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,93 +85,110 @@ class _Waiters:
 
     def __init__(self, kind: str, path: str, call: str, count: int, ending: str, chain: bool) -> None:
         self._kind, self._path, self._call, self._ending, self._chain = kind, path, call, ending, chain
-        #: Three times (CLOCK_MONOTONIC, in nanoseconds) of each: asks, has it, has released it; 0 until then.
-        self._times = memoryview(mmap.mmap(-1, 3 * 8 * (count + 1))).cast("q")
+        #: Of each, by number: three times (CLOCK_MONOTONIC, in nanoseconds), when it asks, has it, has released it; and
+        #: its PID. 0 until then.
+        self._known = memoryview(mmap.mmap(-1, 4 * 8 * (count + 1))).cast("q")
+        self._turns = os.pipe()
         self._start = os.pipe()
         self._end = os.pipe()
-        self._pids: list[int] = []
+        self._forked: list[int] = []
 
     def drain(self) -> Drain:
         """Let them come, then let the first holder go, and wait until the last has had it."""
-        for _ in range(len(self._times) // 3):
-            self._add()
+        count = len(self._known) // 4
+        for number in range(count):
+            self._fork(number)
+        for number in range(count):
+            self._admit(number)
         arrived = self._in_line()
-        before = [_cost(pid) for pid in self._pids]
+        pids = self._known[3::4].tolist()
+        before = [_cost(pid) for pid in pids]
         os.write(self._start[1], b"x")
         last = 2 if self._ending == "release" else 1
-        _until(lambda: 0 not in self._times[last::3].tolist(), _SELDOM)
+        _until(lambda: 0 not in self._known[last::4].tolist(), _SELDOM)
         costs = []
         if self._ending == "release":
-            _until(lambda: all(_sleeps_in(pid) == self._sleep for pid in self._pids))
-            costs = [(a - c, b - d) for (a, b), (c, d) in zip(map(_cost, self._pids), before, strict=True)][1:]
+            _until(lambda: all(_sleeps_in(pid) == self._sleep for pid in pids))
+            costs = [(a - c, b - d) for (a, b), (c, d) in zip(map(_cost, pids), before, strict=True)][1:]
         return self._judge(arrived, costs)
 
     def end(self) -> None:
         """Kill and reap them all; none has been reaped, so all PIDs are their own."""
-        for pid in self._pids:
+        for pid in self._forked:
             os.kill(pid, SIGKILL)
-        for pid in self._pids:
+        for pid in self._forked:
             os.waitpid(pid, 0)
-        for descriptor in (*self._start, *self._end):
+        for descriptor in (*self._turns, *self._start, *self._end):
             os.close(descriptor)
 
-    def _add(self) -> None:
-        number = len(self._pids)
+    def _fork(self, place: int) -> None:
         pid = os.fork()
-        if pid == 0:
-            self._wait(number)
-        self._pids.append(pid)
-        if number == 0:
-            _until(lambda: self._times[0] and _sleeps_in(pid) not in (None, self._call))
-            self._sleep = _sleeps_in(pid)  # in read(2), as they all do in the end
-        else:
-            _until(lambda: self._times[3 * number] and _sleeps_in(pid) == self._call)
-
-    def _wait(self, number: int) -> Never:
+        if pid:
+            self._forked.append(pid)
+            return
         try:
-            os.close(self._end[1])  # it is the end of that pipe that ends us, should our parent be gone
-            mine = LOCKS[self._kind](f"{self._path}-{number if self._chain else 0}")
-            wanted = mine
-            if self._chain and number:
-                mine[0]()
-                wanted = LOCKS[self._kind](f"{self._path}-{number - 1}")
-            self._hold(3 * number, wanted[0], mine[1])
+            # It is the end of that pipe that ends us, should our parent be gone; or of this one.
+            os.close(self._end[1])
+            os.close(self._turns[1])
+            _rehearse(self._kind, f"{self._path}-rehearsal-{place}", self._call)
+            self._come()
         finally:
             os._exit(1)
 
+    def _admit(self, number: int) -> None:
+        """Have one of them come, whichever, as that number."""
+        os.write(self._turns[1], number.to_bytes(_NUMBER_BYTES, sys.byteorder))
+        _until(lambda: self._known[4 * number + 3])
+        pid = self._known[4 * number + 3]
+        if number == 0:
+            _until(lambda: self._known[0] and _sleeps_in(pid) not in (None, self._call))
+            self._sleep = _sleeps_in(pid)  # in read(2), as they all do in the end
+        else:
+            _until(lambda: self._known[4 * number] and _sleeps_in(pid) == self._call)
+
+    def _come(self) -> None:
+        number = int.from_bytes(os.read(self._turns[0], _NUMBER_BYTES), sys.byteorder)
+        mine = LOCKS[self._kind](f"{self._path}-{number if self._chain else 0}")
+        wanted = mine
+        if self._chain and number:
+            mine[0]()
+            wanted = LOCKS[self._kind](f"{self._path}-{number - 1}")
+        self._known[4 * number + 3] = os.getpid()
+        self._hold(4 * number, wanted[0], mine[1])
+
     def _hold(self, place: int, acquire: Callable[[], object], release: Callable[[], object]) -> None:
-        times, killed, clock, me = self._times, self._ending == "SIGKILL", time.monotonic_ns, os.getpid()
+        known, killed, clock, me = self._known, self._ending == "SIGKILL", time.monotonic_ns, os.getpid()
         if place == 0:
             acquire()
-            times[0] = clock()
+            known[0] = clock()
             os.read(self._start[0], 1)
         else:
-            times[place] = clock()
+            known[place] = clock()
             acquire()
-        times[place + 1] = clock()
+        known[place + 1] = clock()
         if killed:
             os.kill(me, SIGKILL)
         release()
-        times[place + 2] = clock()
+        known[place + 2] = clock()
         os.read(self._end[0], 1)
 
     def _in_line(self) -> list[int]:
         """Their numbers in the order of arrival: ours as the queue has it, others' as they were seen to fall asleep."""
-        count = len(self._pids) - 1
+        pids = self._known[3::4].tolist()
         if self._kind != OURS or self._chain:
-            return list(range(1, count + 1))
+            return list(range(1, len(pids)))
         from bindlock.linux.process import with_sockets
         from bindlock.lock.look import in_line
 
         name = bindlock.names.parse(name_of(f"{self._path}-0"))
         queue = in_line(name)
         processes = with_sockets({ticket.inode: ticket.uid for ticket in queue})
-        numbers = [self._pids.index(pid) for ticket in queue for pid in processes[ticket.inode]]
-        assert sorted(numbers) == list(range(1, count + 1)), f"{len(numbers)} in line instead of {count}"
+        numbers = [pids.index(pid) for ticket in queue for pid in processes[ticket.inode]]
+        assert sorted(numbers) == list(range(1, len(pids))), f"{len(numbers)} in line instead of {len(pids) - 1}"
         return numbers
 
     def _judge(self, arrived: list[int], costs: list[tuple[int, int]]) -> Drain:
-        asked, held, released = (self._times[first::3].tolist() for first in range(3))
+        asked, held, released = (self._known[first::4].tolist() for first in range(3))
         place = {number: place for place, number in enumerate(arrived, 1)}
         order = sorted(place, key=held.__getitem__)
         times = sorted(held)
@@ -202,6 +223,49 @@ def _cost(pid: int) -> tuple[int, int]:
     with open(f"/proc/{pid}/status") as file:
         status = dict(line.split(":", 1) for line in file)
     return nanoseconds, int(status["voluntary_ctxt_switches"])
+
+
+def _rehearse(kind: str, path: str, call: str) -> None:
+    """Wait for a lock behind one child and before another, in the system call `call`; have it, and release it."""
+    me = os.getpid()
+    said, heard = os.pipe(), os.pipe()
+
+    def follow() -> None:
+        acquire, release = LOCKS[kind](path)
+        os.read(said[0], 1)
+        acquire()
+        release()
+
+    def hold() -> None:
+        acquire, release = LOCKS[kind](path)
+        acquire()
+        os.write(heard[1], b"x")
+        _until(lambda: _sleeps_in(me) == call)
+        os.write(said[1], b"x")
+        _until(lambda: _sleeps_in(follower) == call)
+        release()
+
+    follower = _child(follow)
+    holder = _child(hold)
+    os.read(heard[0], 1)
+    acquire, release = LOCKS[kind](path)
+    acquire()
+    release()
+    for pid in (holder, follower):
+        assert os.waitpid(pid, 0)[1] == 0
+    for descriptor in (*said, *heard):
+        os.close(descriptor)
+
+
+def _child(body: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            body()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
 
 
 def _waiting_call(kind: str, path: str) -> str:
