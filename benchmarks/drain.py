@@ -35,6 +35,7 @@ def measure(quick: bool) -> list[Row]:
         drains = _drain_all(ours, longest, 2 if quick else 5)
         rows = [_wake_ups(count, drains[count]) for count in drains]
         rows.append(_processor(longest, drains))
+        rows.append(_machine(bare, longest, 1 if quick else 3))
         killed = [ours.drain(longest, "SIGKILL") for _ in range(1 if quick else 3)]
         rows += [_order("released by each", drains[longest]), _order("every holder SIGKILLed", killed)]
         for ending in ("release", "SIGKILL"):
@@ -76,6 +77,16 @@ def _processor(longest: int, drains: dict[int, list[Drain]]) -> Row:
     # What is promised is promised of the thousand: fewer reach it too easily.
     limit = _CPU_LIMIT if longest == MANY else None
     return at_most(f"drain {longest}: CPU per release", long, f"drain {FEW}", short, limit)
+
+
+def _machine(bare: Line, longest: int, rounds: int) -> Row:
+    """What the machine alone adds with so many processes: memory that each needs is in no cache any more."""
+    long, short = [], []
+    for _ in range(rounds):
+        short += [_known(bare.drain(FEW, chain=True).processor) for _ in range(_SHORT[FEW])]
+        long.append(_known(bare.drain(longest, chain=True).processor))
+    short = [statistics.median(short)] * len(long)
+    return at_most(f"{longest} bare waits, each for a lock of its own: CPU per release", long, f"{FEW} of them", short)
 
 
 def _order(how: str, drains: list[Drain]) -> Row:
