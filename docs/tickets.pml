@@ -197,7 +197,7 @@ proctype Process(byte me) {
 #endif
   STEP(QUEUED, asleep(me) && owner == NOBODY) place[me] = GONE; TO(CLAIM)  /* RETRY; or the caller's time is over */
 
-  /* Binding.bind listens; queue.is_followed: it may be, or be no more, when that is acted upon */
+  /* Binding.bind listens; queue.arrivals: it may be followed, or be no more, when that is acted upon */
   STEP(CLAIMED, !number[me]) listens = true; TO(HELD)
   STEP(CLAIMED, number[me]) listens = true; TO(FOLLOWED)
   STEP(FOLLOWED, true) TO(SHUT)

@@ -858,7 +858,7 @@ def test_a_fork_in_the_midst_of_it(name: str) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-        assert sockets(name) == []
+        until(lambda: not sockets(name))  # the last children may not yet have come as far as the at-fork hook
     finally:
         stop.set()
         for pid in children:

@@ -2,9 +2,9 @@
 queue.
 
 So any number of tasks costs the descriptors of one: its ticket, its connection (or one for each slot), the sign that
-it is the head, and what the event loop watches. And so a process has, whatever the number of its tasks, one place at a
-time in the order of all processes. (One for each event loop, and one for each of its threads that waits with a blocking
-`Lock`.)
+it is the head, the socket that it is going to bind, and what the event loop watches. And so a process has, whatever the
+number of its tasks, one place at a time in the order of all processes. (One for each event loop, and one for each of
+its threads that waits with a blocking `Lock`.)
 
 The loop's own thread is the only one that touches a line. A place is left twice on every way out, in case a signal
 handler has kept us from it the first time: one left behind would be in everybody's way for ever.
