@@ -42,6 +42,7 @@ _SELDOM = 0.002
 #: A process that has been seen so often in a row in one system call sleeps in that.
 _OFTEN = 50
 _NUMBER_BYTES = 4
+_REHEARSED = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class _Waiters:
     def __init__(self, kind: str, path: str, call: str, count: int, ending: str, chain: bool) -> None:
         self._kind, self._path, self._call, self._ending, self._chain = kind, path, call, ending, chain
         #: Of each, by number: three times (CLOCK_MONOTONIC, in nanoseconds), when it asks, has it, has released it; and
-        #: its PID. 0 until then.
+        #: its PID. 0 until then; but for the place of the PID, which has `_REHEARSED` once any has.
         self._known = memoryview(mmap.mmap(-1, 4 * 8 * (count + 1))).cast("q")
         self._turns = os.pipe()
         self._start = os.pipe()
@@ -98,6 +99,7 @@ class _Waiters:
         count = len(self._known) // 4
         for number in range(count):
             self._fork(number)
+        _until(lambda: set(self._known[3::4].tolist()) == {_REHEARSED}, _SELDOM)
         for number in range(count):
             self._admit(number)
         arrived = self._in_line()
@@ -131,6 +133,7 @@ class _Waiters:
             os.close(self._end[1])
             os.close(self._turns[1])
             _rehearse(self._kind, f"{self._path}-rehearsal-{place}", self._call)
+            self._known[4 * place + 3] = _REHEARSED
             self._come()
         finally:
             os._exit(1)
@@ -138,7 +141,7 @@ class _Waiters:
     def _admit(self, number: int) -> None:
         """Have one of them come, whichever, as that number."""
         os.write(self._turns[1], number.to_bytes(_NUMBER_BYTES, sys.byteorder))
-        _until(lambda: self._known[4 * number + 3])
+        _until(lambda: self._known[4 * number + 3] != _REHEARSED)
         pid = self._known[4 * number + 3]
         if number == 0:
             _until(lambda: self._known[0] and _sleeps_in(pid) not in (None, self._call))
@@ -232,6 +235,8 @@ def _rehearse(kind: str, path: str, call: str) -> None:
 
     def follow() -> None:
         acquire, release = LOCKS[kind](path)
+        for descriptor in (said[1], *heard):
+            os.close(descriptor)  # what is ours to close ends the wait of others, should we be killed
         os.read(said[0], 1)
         acquire()
         release()
@@ -247,13 +252,15 @@ def _rehearse(kind: str, path: str, call: str) -> None:
 
     follower = _child(follow)
     holder = _child(hold)
+    for descriptor in (said[1], heard[1]):
+        os.close(descriptor)
     os.read(heard[0], 1)
     acquire, release = LOCKS[kind](path)
     acquire()
     release()
     for pid in (holder, follower):
         assert os.waitpid(pid, 0)[1] == 0
-    for descriptor in (*said, *heard):
+    for descriptor in (said[0], heard[0]):
         os.close(descriptor)
 
 

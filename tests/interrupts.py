@@ -39,6 +39,8 @@ class Interrupter:
         }
         self._left: list[int] = []
         self._pending = False
+        #: What is raised; a TimeoutError without an errno is what handlers of SIGALRM are known for.
+        self.error: type[BaseException] = Interrupted
         #: Where the exceptions were raised: code and instruction.
         self.raised: list[tuple[CodeType, int]] = []
         #: Called at the entry of each function of the package, with its name.
@@ -100,7 +102,7 @@ class Interrupter:
             return  # put off: `_step` makes it pending again
         self._pending = False
         self.raised.append((frame.f_code, frame.f_lasti))
-        raise Interrupted
+        raise self.error
 
 
 def raised_by(function: Callable[[], object]) -> BaseException | None:

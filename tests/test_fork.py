@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import _socket
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import pytest
 
 import bindlock
+from bindlock.linux.binding import Binding, fork_guard
+from bindlock.names import parse
 from tests.actors import Cast, Child, bindable, until
 
 
@@ -489,3 +493,21 @@ def test_a_fork_beside_busy_threads_shares_what_is_to_be_shared(name: str) -> No
                 assert child.wait() == 0
         assert lock.held
     until(lambda: bindable(name))
+
+
+def test_a_fork_while_a_waiter_closes_its_socket(name: str) -> None:
+    """What is not bound yet is closed under the guard, too: between its number's being forgotten and close(2) there is
+    no fork."""
+    spare: list[_socket.socket] = []
+    binding = Binding(parse(name).address, _socket.SOCK_STREAM, False)
+    with bindlock.Lock(name):
+        with pytest.raises(OSError, match="Address already in use"):
+            binding.bind(spare)
+        closer = threading.Thread(target=lambda: binding.discard(spare))
+        with fork_guard:
+            closer.start()
+            closer.join(0.2)  # longer than it takes without a guard
+            assert closer.is_alive()
+            assert [own.fileno() >= 0 for own in spare] == [True]
+        closer.join()
+    assert not spare

@@ -34,7 +34,7 @@ from tests.actors import DEADLINE, Cast, Child, until
 from tests.confinement import refuse_sockets, seccomp_reason
 from tests.conftest import needs_root
 from tests.interrupts import Interrupted, Interrupter, raised_by
-from tests.steps import Contender, fill, inodes, queued, switches
+from tests.steps import Contender, Member, fill, inodes, queued, switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -226,6 +226,17 @@ def test_first_come_first_served(name: str) -> None:
         for worker in having:
             worker.let_go()
     assert sockets(name) == []
+
+
+def test_a_lock_of_the_same_name_has_a_queue_of_its_own(name: str) -> None:
+    """Who waits for a slot is in nobody's way who waits for a lock that is called the same."""
+    with crowd(name, 1, 2, 1), Member(name) as holder, Member(name) as waiter:
+        holder.go()
+        holder.expect("held")
+        waiter.join()
+        holder.let_go()
+        waiter.expect("held")
+        waiter.let_go()
 
 
 def test_all_slots_are_used(name: str) -> None:

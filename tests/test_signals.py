@@ -177,10 +177,12 @@ CASES: list[Case] = [
 ACQUIRING: list[Case] = [_uncontended, _refused, _try, _freed, _freed_without_queue]
 
 
+@pytest.mark.parametrize("error", [Interrupted, TimeoutError])
 @pytest.mark.parametrize("case", CASES)
-def test_every_instant(name: str, case: Case) -> None:
+def test_every_instant(name: str, case: Case, error: type[BaseException]) -> None:
     """An exception from a signal handler, at whatever instant, leaves a held lock that says so, or nothing."""
     with stage(name) as here, Interrupter(PACKAGE) as signals:
+        signals.error = error
         interrupt(here, signals, case)  # loads what is loaded once only
         for instant in range(1, 100_000):
             interrupt(here, signals, case, instant)

@@ -26,7 +26,7 @@ class AsyncLock:
 
     Tasks exclude each other as threads and processes do, and all of them a blocking `Lock` of the same name. Any task
     or thread may release. The tasks of one event loop are served in the order in which they came, and only the first of
-    them stands in the queue of all processes: waiting costs a process four descriptors a name, whatever the number of
+    them stands in the queue of all processes: waiting costs a process five descriptors a name, whatever the number of
     its tasks, and a process with many of them gets no more turns than one with a single one.
 
     An acquire is always a checkpoint: also when the name is free, other tasks may run first. When it is cancelled

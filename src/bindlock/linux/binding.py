@@ -96,9 +96,10 @@ class Binding:
             raise OSError(EADDRINUSE, "bound already")
         thread = this_thread()
         own = spare[0] if spare else None
-        number = -1
+        number = -1 if own is None else own.fileno()
         try:
-            if own is None or own.fileno() < 0:  # the at-fork hook has closed it
+            if number < 0:  # none, or closed by the at-fork hook
+                own = None
                 with fork_guard:
                     own = socket(AF_UNIX, self.kind | FLAGS)
                     number = own.fileno()
@@ -107,6 +108,7 @@ class Binding:
                     _open[number] = own, self
                     if spare is not None:
                         spare[:] = (own,)
+            assert own is not None
             own.bind(self.address)
             if self.kind == SOCK_STREAM:
                 own.listen(BACKLOG)
@@ -116,7 +118,7 @@ class Binding:
                 spare.clear()
         except BaseException:
             # What is not bound is left to the owner of `spare`. So is what is, when a handler raises in here again.
-            if own is not None and not (spare and own.getsockname() == ""):
+            if own is not None and not (spare and _is_unbound(own)):
                 try:
                     with fork_guard:
                         own.close()
@@ -224,7 +226,8 @@ class Binding:
         """Close what `bind` has left. To be called again when interrupted."""
         for own in spare:
             number = own.fileno()
-            own.close()
+            with fork_guard:
+                own.close()
             if number in _open and _open[number][0] is own:
                 del _open[number]
         spare.clear()
@@ -328,12 +331,23 @@ def _drop_in_child() -> None:
             del _open[number]
 
 
+def _is_unbound(own: socket) -> bool:
+    try:
+        return bool(own.getsockname() == "")
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's
+        return False  # closed
+
+
 def _is_still(own: socket, binding: Binding) -> bool:
     """Whether the descriptor is the socket we made: other code may have closed it, and its number be another's now."""
     try:
         # Without an address: one that `bind` has not bound yet, or a stranger's.
         return own.getsockname() in ((binding.address,) if binding.socket is own else (binding.address, ""))
-    except OSError:
+    except OSError as error:
+        if error.errno is None:
+            raise  # a signal handler's
         return False  # closed (EBADF), or a file or socket of some other kind
 
 

@@ -128,6 +128,8 @@ class Attempt:
             self._bind_ticket()
         if self.ticket is None:
             return "first"  # as far as we can tell: without an order
+        if self.ticket.socket is not None:
+            self._followers = arrivals(self.ticket.socket)
         try:
             line = in_line(self._name)
         except OSError as error:
@@ -148,8 +150,6 @@ class Attempt:
             self.ticket = type(self._binding)(address, self._name.kind, False)
             try:
                 self.ticket.bind()
-                own = self.ticket.socket
-                self._followers = arrivals(own) if own is not None else None
                 return
             except OSError as error:
                 self.ticket = None

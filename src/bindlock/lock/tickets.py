@@ -71,9 +71,7 @@ def number(address: bytes) -> int | None:
     """
     head, _, digits = address[1:].rpartition(b"\0")
     head = head.removesuffix(SLOTS)
-    if head and b"\0" not in head and len(digits) <= _DIGITS and digits.isdigit():
-        return int(digits)
-    return None
+    return int(digits) if head and b"\0" not in head and _is_number(digits) else None
 
 
 def is_part(address: bytes) -> bool:
@@ -82,9 +80,9 @@ def is_part(address: bytes) -> bool:
 
 
 def of(name: Name) -> Callable[[bytes], bool]:
-    """Tell the addresses of the name's tickets from others."""
+    """Tell the addresses of the name's tickets from others, those of its semaphore's included."""
     start = stem(name)
-    return lambda address: address.startswith(start) and number(address) is not None
+    return lambda address: address.startswith(start) and _is_number(address[len(start) :])
 
 
 def with_name(name: Name) -> Callable[[bytes], bool]:
@@ -106,15 +104,14 @@ def addresses(name: Name) -> Iterator[bytes]:
 
 def waiting(name: Name, entries: Iterable[Entry]) -> list[Entry]:
     """The tickets among `entries` whose owners wait for the name, and may: in order."""
-    start = stem(name)
+    is_ticket = of(name)
     found = [
         entry
         for entry in entries
-        if entry.address.startswith(start)
-        and entry.listening
+        if entry.listening
         and entry.limit  # else it is spent
         and entry.kind == name.kind
-        and number(entry.address) is not None
+        and is_ticket(entry.address)
         and name.trusts(entry.uid)
     ]
     return sorted(found, key=_order)
@@ -128,6 +125,10 @@ def before(ticket: Binding, queue: list[Entry]) -> bytes | None:
 
 def _order(entry: Entry) -> int:
     return number(entry.address) or 0
+
+
+def _is_number(digits: bytes) -> bool:
+    return len(digits) <= _DIGITS and digits.isdigit()
 
 
 def _shortened(tail: bytes, room: int, mark: bytes) -> bytes:
