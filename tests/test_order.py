@@ -597,3 +597,28 @@ def test_few_descriptors(name: str, spare: int) -> None:
             scant.say("let go")
         serve([last])
         nothing_left(name)
+
+
+def test_who_has_passed_the_first_lets_nobody_follow(name: str) -> None:
+    """Who has the name though another is the first, and stopped, sends those behind him to the end of the queue."""
+    with (
+        line(name, 0) as (holder, _), Member(name) as first, Member(name, patience=0.05) as second,
+        Member(name) as third,
+    ):  # fmt: skip
+        for member in (first, second, third):
+            member.join()
+        behind = switches(third.pid)
+        first.signal(signal.SIGSTOP)
+        os.waitpid(first.pid, os.WUNTRACED)
+        holder.let_go()
+        second.expect("held")  # its patience is over
+        until(lambda: switches(third.pid) > behind and queued(third.pid))
+        first.signal(signal.SIGCONT)
+        until(lambda: queued(first.pid))
+        behind = switches(third.pid)
+        second.let_go()
+        first.expect("held")
+        assert (switches(third.pid), third.heard_within(0)) == (behind, False), "woken by a release that is not its own"
+        first.let_go()
+        serve([third])
+        nothing_left(name)
