@@ -760,18 +760,22 @@ class Garbage:
     """A cycle with a finalizer that writes down where it ran."""
 
     ran_in: set[int]
+    #: How many there are, or nearly so.
+    count = 0
 
     def __init__(self) -> None:
         self.itself = self
+        Garbage.count += 1
 
     def __del__(self) -> None:
-        type(self).ran_in.add(threading.get_native_id())
+        Garbage.ran_in.add(threading.get_native_id())
+        Garbage.count -= 1
 
 
 @pytest.mark.parametrize("threshold", [1, 50, 700])
 def test_no_finalizer_runs_in_the_thread(name: str, long: bool, threshold: int) -> None:
     """Under a load of garbage the collector and its finalizers run in threads of the program, never in ours."""
-    Garbage.ran_in = set()
+    Garbage.ran_in, Garbage.count = set(), 0
     collected_in: set[int] = set()
     done = threading.Event()
     ours: set[int] = {threading.get_native_id()}
@@ -782,7 +786,11 @@ def test_no_finalizer_runs_in_the_thread(name: str, long: bool, threshold: int) 
     def litter() -> None:
         ours.add(threading.get_native_id())
         while not done.is_set():
-            Garbage()
+            # While one thread collects, no other does: so many could be made meanwhile that there is never an end.
+            if Garbage.count < 10_000:
+                Garbage()
+            else:
+                time.sleep(0.0001)
 
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     gc.callbacks.append(collected)
